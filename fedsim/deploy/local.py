@@ -82,7 +82,7 @@ class Running:
 def running(site: Site, fast: bool = False) -> Iterator[Running]:
     """The SuperLink of a deployment and all its SuperNodes; ended, with all that they started, at the end."""
     # Many processes share this machine, and sums over more threads differ in the last bit.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["OMP_NUM_THREADS"] = "1"
     with ExitStack() as stack:
         log = stack.enter_context((site.server / "link.log").open("ab"))
         now = Running(site, roles.link(site).start(log))
