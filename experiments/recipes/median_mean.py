@@ -104,8 +104,8 @@ def median_versus_mean(reduced: bool = False) -> Study:
         "10,000 iterations in place of 50,000.",
     ]
     if reduced:
-        base = replace(base, rounds=400, evaluate_every=40, batches=Fixed(64))
+        base = replace(base, rounds=1000, evaluate_every=50, batches=Fixed(64))
         notes.append(
-            "Reduced setting: 400 rounds of batches of 64, one seed. Sub-sampling is itself a noise."
+            "Reduced setting: 1,000 rounds of batches of 64, one seed. Sub-sampling is itself a noise."
         )
     return Study(base, axes(table), notes=notes)

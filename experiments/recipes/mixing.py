@@ -82,8 +82,8 @@ def fixing_by_mixing(reduced: bool = False) -> Study:
         "seed": range(1 if reduced else 5),
     }
     if reduced:
-        base = replace(base, rounds=150)
-        notes.append("Reduced setting: the 784-100-10 network, 150 steps, Dirichlet 0.1 alone, one seed.")
+        base = replace(base, rounds=400)
+        notes.append("Reduced setting: the 784-100-10 network, 400 steps, Dirichlet 0.1 alone, one seed.")
     return Study(base, axes(table), reported=list(_table_2()), notes=notes, score="best")
 
 

@@ -142,6 +142,6 @@ def sign_votes(reduced: bool = False) -> Study:
         "seed": range(1 if reduced else 3),
     }
     if reduced:
-        base = dataclasses.replace(base, rounds=100, evaluate_every=20)
-        notes.append("Reduced setting: 100 rounds, f = 2, 8, 12, one seed.")
+        base = dataclasses.replace(base, rounds=300, evaluate_every=30)
+        notes.append("Reduced setting: 300 rounds, f = 2, 8, 12, one seed.")
     return Study(base, axes(table), notes=notes)
