@@ -80,23 +80,34 @@ class Federation:
         return batch
 
     def noise(self, purpose: str, round: int, ids: Ids, call: int = 0) -> Tensor:
-        """Gaussian noise (k, d) of clients `ids`, in the scale of the mechanism; one stream a client."""
-        return self.normal(purpose, round, ids, call).mul_(self.deviation(round, ids)[:, None])
+        """The noise (k, d) of the mechanism on what clients `ids` send."""
+        return self.noisy(self.x0.new_zeros(len(ids), self.x0.numel()), purpose, round, ids, call)
 
-    def normal(self, purpose: str, round: int, ids: Ids, call: int) -> Tensor:
-        """Standard normal numbers (k, d), addressed; on a device drawn from its own entropy."""
-        rows = self.x0.new_empty(len(ids), self.x0.numel())
-        keys = self.keys.of(f"{purpose}/{call}", round, ids)
+    def noisy(
+        self, rows: Tensor, purpose: str, round: int, ids: Ids, call: int = 0, scale: Tensor | float = 1.0
+    ) -> Tensor:
+        """`rows` (k, d) of clients `ids` with the noise of the mechanism, times `scale` or (k,), added in place."""
+        return self.blurred(rows, self.deviation(round, ids) * scale, purpose, round, ids, call)
 
-        def fill(part: slice) -> None:
-            generator = torch.Generator(self.device)
-            for row, key in zip(rows[part], keys[part], strict=True):
-                row.normal_(generator=generator.manual_seed(torch_seed(key)))
+    def blurred(
+        self, rows: Tensor, deviations: Tensor, purpose: str, round: int, ids: Ids, call: int = 0
+    ) -> Tensor:
+        """`rows` (k, w) with normal numbers of deviations (k,) added in place, from a stream for each client."""
+        keys, deviation = self.keys.of(f"{purpose}/{call}", round, ids), deviations.tolist()
 
-        size = max(1, -(-len(ids) // max(torch.get_num_threads(), 1)), 2**17 // self.x0.numel())
-        for _ in each(fill, [slice(start, start + size) for start in range(0, len(ids), size)], self.device):
+        def add(part: slice) -> None:
+            z = torch.empty_like(rows[0])  # stays in the cache
+            for row, key, by in zip(rows[part], keys[part], deviation[part], strict=True):
+                row.add_(self.normal(z, key), alpha=by)
+
+        size = max(1, -(-len(ids) // max(torch.get_num_threads(), 1)), 2**17 // rows.shape[1])
+        for _ in each(add, [slice(start, start + size) for start in range(0, len(ids), size)], self.device):
             pass
         return rows
+
+    def normal(self, z: Tensor, key: np.uint64) -> Tensor:
+        """Fill z with standard normal numbers, the stream of a key; on a device drawn from its own entropy."""
+        return z.normal_(generator=torch.Generator(self.device).manual_seed(torch_seed(key)))
 
     def published(self, aggregate: Tensor, rows: int, round: int) -> Tensor:
         """What a server makes known of the aggregate of so many rows: with noise where privacy is central."""
@@ -106,8 +117,8 @@ class Federation:
         bound = experiment.method.message_bound
         moved = bound and experiment.rule.sensitivity(bound, rows, experiment.assumed)
         assert moved is not None  # the experiment was checked
-        deviation = ledger.privacy.scale(ledger.plan, round) * moved
-        return aggregate + self.normal("central", round, np.array([SHARED]), 0)[0] * deviation
+        deviation = aggregate.new_tensor([ledger.privacy.scale(ledger.plan, round) * moved])
+        return self.blurred(aggregate[None].clone(), deviation, "central", round, np.array([SHARED]))[0]
 
     def rule_seed(self, round: int) -> int:
         """What a random rule draws from in a round."""
@@ -132,12 +143,17 @@ class Federation:
             [split.shift(part, i, owners, self.keys.numpy("shift", 0, i)) for i, part in enumerate(parts)]
         )
 
-    def client_states(self) -> State:
-        """The states of all clients that ever compute, stacked."""
+    def client_state(self) -> State:
+        """A client's state before its first round."""
         first = self.experiment.method.client_init(self.x0)
         privacy = self.example_privacy
         if privacy and isinstance(privacy.clip, Quantile):
             first |= {CLIP: self.x0.new_tensor(privacy.clip.start)}
+        return first
+
+    def client_states(self) -> State:
+        """Those of all clients that ever compute, stacked."""
+        first = self.client_state()
         return {name: value.expand(self.computing, *value.shape).clone() for name, value in first.items()}
 
     def _ledger(self) -> Ledger | None:
@@ -145,9 +161,8 @@ class Federation:
         experiment = self.experiment
         if experiment.privacy is None:
             return None
-        everyone = np.arange(experiment.clients)
-        taken = np.array([np.isin(everyone, self.cohort(round)) for round in range(experiment.rounds)])
-        return Ledger.open(experiment.privacy, Plan.of(experiment, taken, self.sizes, self.x0.numel()))
+        cohorts = map(self.cohort, range(experiment.rounds))
+        return Ledger.open(experiment.privacy, Plan.of(experiment, cohorts, self.sizes, self.x0.numel()))
 
     def deviation(self, round: int, ids: Ids) -> Tensor:
         """Standard deviation of the noise of clients `ids` (k,): multiplier times sensitivity, over the clip."""

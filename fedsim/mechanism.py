@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from torch import Tensor
 
 from fedsim.check import Invalid
@@ -27,16 +29,22 @@ class Mechanism:
         privacy = fed.example_privacy
         return None if privacy is None else cls(fed, privacy, ids, round, state)
 
-    def noise(self, call: int) -> Tensor:
-        """The noise (k, d) on the gradients of a call; raises `Invalid` for a call that the ledger does not count."""
+    def part(self, clients: slice) -> Mechanism:
+        """Of some of the clients, as it is now."""
+        some = copy(self)
+        some.ids = self.ids[clients]
+        some.bound = self.bound[clients] if isinstance(self.bound, Tensor) else self.bound
+        return some
+
+    def noisy(self, rows: Tensor, call: int) -> Tensor:
+        """The gradients (k, d) of a call, noise added in place; raises `Invalid` where the ledger does not count it."""
         method = self.fed.experiment.method
         if call >= method.steps:
             raise Invalid(
                 f"{type(method).__name__} asks for gradient {call + 1} of a round, its `steps` says {method.steps}: "
                 "the ledger would not count it"
             )
-        bound = self.bound[:, None] if isinstance(self.bound, Tensor) else self.bound
-        return self.fed.noise("gradient", self.round, self.ids, call).mul_(bound)
+        return self.fed.noisy(rows, "gradient", self.round, self.ids, call, self.bound)
 
     def clip(self) -> Clip:
         """The clip of the next gradients; they fill in how many examples were within it."""
@@ -49,8 +57,8 @@ class Mechanism:
         if isinstance(quantile, Quantile) and clip.inside is not None and ledger is not None:
             reach = self.privacy.reach(ledger.plan.batches, self.fed.sizes[self.ids], None)
             deviation = clip.inside.new_tensor(reach * self.privacy.count_scale(ledger.plan, self.round))
-            noise = self.fed.normal("count", self.round, self.ids, call)[:, 0] * deviation
-            within = 0.5 + clip.inside - weight.sum(-1) / 2 + noise
+            within = 0.5 + clip.inside - weight.sum(-1) / 2
+            self.fed.blurred(within[:, None], deviation, "count", self.round, self.ids, call)
             self.bound = self.bound * ((quantile.target - within) * quantile.speed).exp()
 
     @property

@@ -27,7 +27,7 @@ class Client:
         clip = self.mechanism.clip() if self.mechanism else None
         gradient = one_client(self.fed.model, x, batch, clip)
         if self.mechanism and clip:
-            gradient = gradient + self.mechanism.noise(self.calls)[0]
+            gradient = self.mechanism.noisy(gradient[None], self.calls)[0]
             self.mechanism.learn(clip, batch.weight, self.calls)
         self.calls += 1
         return self.fed.regularise(gradient, x)
@@ -35,7 +35,7 @@ class Client:
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
             return message
-        return message + self.fed.noise("message", self.round, self.ids)[0]
+        return self.fed.noisy(message[None].clone(), "message", self.round, self.ids)[0]
 
 
 def answer(fed: Federation, client: int, state: State, x: Tensor, round: int) -> tuple[State, Tensor]:

@@ -76,6 +76,10 @@ class Batch:
     y: Tensor
     weight: Tensor
 
+    def part(self, clients: slice) -> Batch:
+        """The batches of some of n clients."""
+        return Batch(self.x[clients], self.y[clients], self.weight[clients])
+
     def split(self, parts: int) -> list[Batch]:
         """The batches of `parts` local steps, which lie one after the other."""
         axis = self.y.dim() - 1

@@ -34,10 +34,8 @@ class DeviceFederation(Federation):
         if not derived:
             self.choice = Keys(secret, experiment.clients)
 
-    def normal(self, purpose: str, round: int, ids: Ids, call: int) -> Tensor:
-        if self._derived:
-            return super().normal(purpose, round, ids, call)
-        return normal(len(ids), self.x0.numel())
+    def normal(self, z: Tensor, key: np.uint64) -> Tensor:
+        return super().normal(z, key) if self._derived else z.copy_(normal(z.numel()))
 
     def _deal(self, dataset: Dataset) -> list[Ids]:
         if self._own.data == "partition":

@@ -12,16 +12,16 @@ from torch import Tensor
 SUMMANDS = 4  # 2n with n = 2, as in Opacus' secure mode: inverting the sum then takes 2^159 steps
 
 
-def normal(rows: int, d: int) -> Tensor:
-    """Standard normal numbers (rows, d), float32, that nobody can derive: every one uses fresh bytes of `os.urandom`.
+def normal(count: int) -> Tensor:
+    """Standard normal numbers (count,), float32, that nobody can derive: every one uses fresh bytes of `os.urandom`.
 
     Each is the sum of 2n independent normal numbers over sqrt(2n). Which floats a single transformed uniform number can
     become tells what was added to it; a sum of several hides that (Holohan and Braghin, arXiv:2107.10138).
     """
-    total = np.zeros(rows * d)
+    total = np.zeros(count)
     for _ in range(SUMMANDS):
-        total += _box_muller(rows * d)
-    return torch.from_numpy((total / np.sqrt(SUMMANDS)).astype(np.float32)).view(rows, d)
+        total += _box_muller(count)
+    return torch.from_numpy((total / np.sqrt(SUMMANDS)).astype(np.float32))
 
 
 def _box_muller(count: int) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import ceil, inf
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -21,8 +22,8 @@ from fedsim.types import Batch
 class Route(Protocol):
     """A way to the gradients of n clients."""
 
-    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None, out: Tensor, add: bool) -> None:
-        """Write the gradients (n, d), examples clipped, to `out`, or add them to it."""
+    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None, out: Tensor) -> None:
+        """Write the gradients (n, d), examples clipped, to `out`."""
 
     def numbers(self, b: int, clipped: bool) -> int:
         """Numbers in memory for a client of b examples, beside the activations."""
@@ -44,6 +45,7 @@ class ClientGradients:
         self.x = flatten(model)
         self.memory = memory or (2**26 if self.x.device.type == "cpu" else 2**31)
         self.route: Route | None = None
+        self.lock = Lock()  # a route keeps what it does in itself
         self.activations = 0  # bytes of an example
 
     def __call__(
@@ -52,16 +54,14 @@ class ClientGradients:
         batch: Batch,
         *,
         clip: Clip | float | None = None,
-        out: Tensor | None = None,
-        accumulate: bool = False,
     ) -> Tensor:
-        """`one_client` for n clients: gradients (n, d) of batches (n, b, ...) at x, (d,) for all or (n, d).
+        """`one_client` for n clients: gradients (n, d) of batches (n, b, ...) at x, (d,) for all or (n, d)."""
+        with self.lock:
+            return self._rows(x, batch, clip)
 
-        They are written to `out`, or with `accumulate` added to it.
-        """
+    def _rows(self, x: Tensor, batch: Batch, clip: Clip | float | None) -> Tensor:
         n, b = batch.y.shape
-        if out is None:
-            out, accumulate = x.new_empty(n, x.shape[-1]), False
+        out = x.new_empty(n, x.shape[-1])
         if self.route is None:
             self.route = self._choose(batch)
         bounded = Clip.of(clip)
@@ -70,9 +70,8 @@ class ClientGradients:
         size = ceil(n / chunks)
         for start in range(0, n, size):
             part = slice(start, start + size)
-            piece = Batch(batch.x[part], batch.y[part], batch.weight[part])
             here = x if x.dim() == 1 else x[part]
-            self.route(here, piece, bounded and bounded.part(part), out[part], accumulate)
+            self.route(here, batch.part(part), bounded and bounded.part(part), out[part])
         return out
 
     def _choose(self, batch: Batch) -> Route:
@@ -87,7 +86,7 @@ class ClientGradients:
             rows = torch.empty_like(right)
             try:
                 route = candidate()
-                route(self.x, two, Clip(inf), rows, False)
+                route(self.x, two, Clip(inf), rows)
             except Exception:
                 continue
             if ((rows - right).norm(dim=1) <= 1e-3 * right.norm(dim=1)).all():

@@ -23,7 +23,7 @@ class Vmap:
         gradients = b if clipped else 1
         return 2 * gradients * sum(p.numel() for p in self.model.parameters())  # by parameter, and as rows
 
-    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None, out: Tensor, add: bool) -> None:
+    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None, out: Tensor) -> None:
         if clip is None:
             over = 0 if x.dim() == 2 else None
             rows = vmap(grad(self._loss), in_dims=(over, 0, 0, 0))(
@@ -38,7 +38,7 @@ class Vmap:
                     for i, (at, *one) in enumerate(each)
                 ]
             )
-        out.add_(gradients) if add else out.copy_(gradients)
+        out.copy_(gradients)
 
     def _loss(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(self.model, parameters, (x,)), y, reduction="none") @ weight
@@ -62,8 +62,8 @@ class Loop:
     def numbers(self, b: int, clipped: bool) -> int:
         return 0
 
-    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None, out: Tensor, add: bool) -> None:
+    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None, out: Tensor) -> None:
         each = zip(out, x.expand(len(out), -1), batch.x, batch.y, batch.weight, strict=True)
         for i, (row, at, *one) in enumerate(each):
             gradient = one_client(self.model, at, Batch(*one), clip and clip.part(slice(i, i + 1)))
-            row.add_(gradient) if add else row.copy_(gradient)
+            row.copy_(gradient)

@@ -19,21 +19,18 @@ Parameters = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Rows:
-    """Where n gradients go: a view (n, *shape) for each parameter of a layer, written or (`add`) added to."""
+    """Where n gradients go: a view (n, *shape) for each parameter of a layer."""
 
     views: Parameters
-    add: bool
 
     def product(self, name: str, a: Tensor, b: Tensor) -> None:
         """Put a @ b, of (n, p, q) and (n, q, r)."""
-        view = self.views[name]
-        torch.baddbmm(view, a, b, beta=int(self.add), out=view)
+        torch.bmm(a, b, out=self.views[name])
 
     def put(self, name: str, value: Tensor) -> None:
         """Put a value; nothing where the layer has no such parameter."""
         if name in self.views:
-            view = self.views[name]
-            view.add_(value) if self.add else view.copy_(value)
+            self.views[name].copy_(value)
 
 
 class Layer(ABC):

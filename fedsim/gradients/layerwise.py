@@ -75,7 +75,7 @@ class Layerwise:
     def numbers(self, b: int, clipped: bool) -> int:
         return b * self.stored if clipped else 0
 
-    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None, out: Tensor, add: bool) -> None:
+    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None, out: Tensor) -> None:
         kept, back = self._backward(x, batch, weighted=clip is None)
         with torch.no_grad():
             views = self._views(out)
@@ -84,7 +84,7 @@ class Layerwise:
                 squares = self._squares(kept, back).unflatten(1, batch.weight.shape)
                 weights = list(clip.weights(squares, batch.weight).expand(len(views), -1, -1))
             for (name, view), weight in zip(views.items(), weights, strict=True):
-                self.layers[name].write(kept[name], back[name], weight, Rows(view, add), len(out))
+                self.layers[name].write(kept[name], back[name], weight, Rows(view), len(out))
 
     def _backward(
         self, x: Tensor, batch: Batch, weighted: bool

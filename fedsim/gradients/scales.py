@@ -102,7 +102,6 @@ class Embedding(Layer):
 
     def write(self, kept: Tensor, g: Tensor, weight: Tensor | None, rows: Rows, n: int) -> None:
         view = rows.views["weight"]
-        if not rows.add:
-            view.zero_()
+        view.zero_()
         client = self._client(kept, n).expand_as(kept)
         view.index_put_((client, kept), weighed(self._without_padding(kept, g), weight), accumulate=True)
