@@ -25,23 +25,49 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads that torch may
 @app.command()
 @guarded
 def rounds(
-    workload: Annotated[list[str], typer.Option(help="W1 to W6; repeat.")] = [
-        "W1",
-        "W2",
-        "W3",
-        "W4",
-        "W5",
-        "W6",
-    ],
+    workload: Annotated[
+        list[str], typer.Option(help="W1 to W6; repeat, or with commas (default: all).")
+    ] = [],
     count: Annotated[int, typer.Option(min=1, help="Rounds to time.")] = 20,
     threads: Threads = None,
     device: Device = "auto",
+    against: Annotated[
+        list[str],
+        typer.Option(help="Peers beside fedsim: pfl, flower, byzfl, opacus; repeat, or with commas."),
+    ] = [],
+    peers: Annotated[Path, typer.Option(help="Where `fedsim bench peers` put them.")] = Path("peers"),
     as_json: Json = False,
 ) -> None:
-    """Seconds per round of the loop and the vector engine, over one plain forward and backward pass."""
-    from fedsim.experiments.bench_rounds import bench_rounds
+    """Seconds per round of each engine and peer, over one plain forward and backward pass."""
+    from fedsim.experiments.bench_rounds import WORKLOADS, bench_rounds
 
-    _print(bench_rounds(workload, rounds=count, threads=threads, device=device), as_json)
+    _print(
+        bench_rounds(
+            _split(workload) or list(WORKLOADS),
+            rounds=count,
+            threads=threads,
+            device=device,
+            against=_split(against),
+            peers=peers,
+        ),
+        as_json,
+    )
+
+
+@app.command()
+@guarded
+def peers(
+    names: Annotated[list[str], typer.Argument(help="pfl, flower, byzfl, opacus.")],
+    into: Annotated[Path, typer.Option(help="A folder; each peer gets an environment there.")] = Path(
+        "peers"
+    ),
+) -> None:
+    """Install other simulators for `fedsim bench rounds --against`, each in a virtual environment of its own."""
+    from fedsim.experiments.bench_peers import install
+
+    for name in names:
+        install(name, into)
+        typer.echo(f"{name:<10}{into / name}")
 
 
 @app.command()
@@ -100,16 +126,24 @@ def kappa(
             kappa_figure(lines).savefig(picture, dpi=150)
 
 
+def _split(words: list[str]) -> list[str]:
+    """Options that were repeated, or written with commas."""
+    return [part for word in words for part in word.split(",")]
+
+
 def _print(lines: Iterable[dict[str, Any]], as_json: bool) -> list[dict[str, Any]]:
-    """All lines, each printed as it comes: JSON, or its values, under a header where the columns change."""
+    """All lines, each printed as it comes: JSON, or its plain values under a header where the columns change."""
     done: list[dict[str, Any]] = []
+    names: list[str] = []
     for line in lines:
         if as_json:
             typer.echo(json.dumps(line))
         else:
-            if not done or list(line) != list(done[-1]):
-                typer.echo("  ".join(f"{name:>18}" for name in line))
-            typer.echo("  ".join(f"{_short(value):>18}" for value in line.values()))
+            shown = {name: value for name, value in line.items() if not isinstance(value, list | dict)}
+            if list(shown) != names:
+                names = list(shown)
+                typer.echo("  ".join(f"{name:>18}" for name in names))
+            typer.echo("  ".join(f"{_short(value):>18}" for value in shown.values()))
         done.append(line)
     return done
 

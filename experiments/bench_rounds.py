@@ -1,23 +1,29 @@
-"""Seconds per round of the engines, beside the floor: one plain forward and backward pass over all clients' batches."""
+"""Seconds per round of the engines and of peers, beside the floor: one plain pass over all clients' batches."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedsim import engines
+from fedsim import __version__, engines
 from fedsim.attacks import IPM
 from fedsim.batches import Fixed
 from fedsim.check import Invalid, nearest
 from fedsim.datasets.load import MNIST
 from fedsim.datasets.split import IID
+from fedsim.experiments.bench_peers import Process, hand_over, python, start
 from fedsim.federation import Federation
 from fedsim.models import CNN, MLP
 from fedsim.privacy import ExampleDP, MessageDP
@@ -46,12 +52,13 @@ WORKLOADS = {
         dealt="honest",
         attack=IPM(10.0),
         rule=Chain(NNM(), Median()),
-        method=ByzClip21SGD2M(lr=0.1, tau=1.0),
+        method=ByzClip21SGD2M(lr=1.0, tau=1.0),
         privacy=MessageDP(noise=0.05),
     ),
     "W5": replace(W1, method=FedAvg(lr=0.1, local_steps=10)),
     "W6": replace(W1, clients=20, privacy=ExampleDP(clip=1.0, noise=1.0)),
 }
+WARM, TURN = 3, 5  # rounds before the first that counts, and in a turn
 
 
 def bench_rounds(
@@ -60,70 +67,95 @@ def bench_rounds(
     rounds: int = 20,
     threads: int | None = None,
     device: str = "auto",
+    against: Sequence[str] = (),
+    peers: Path = Path("peers"),
 ) -> Iterator[dict[str, Any]]:
-    """A line for each workload and engine: median seconds per round, how many floors that is, and the accuracy.
+    """A line for each workload and system: median seconds per round, how many floors that is, and the accuracy.
 
-    The floor and the engines take turns in one process, so that load on the machine falls on all alike; three rounds
-    come before. A round is the clients' step and the server's, with the batch's draw; nothing is evaluated in it.
+    Systems are the peers in `against`, whose environments are in the folder `peers`, and the engines of fedsim. They
+    take turns of a few rounds, so that load on the machine falls on all alike. After every round its process measures
+    the floor, which is not part of the round; `ratios` are round by round. Three rounds come before. A round is the
+    clients' step and the server's, with the batch's fetch; nothing is evaluated in it.
     """
     for name in workloads:
         if name not in WORKLOADS:
             raise Invalid(f"workload = {name!r}: unknown; {nearest(name, WORKLOADS)}")
+    for name in against:
+        python(name, peers)
     torch.set_num_threads(threads or torch.get_num_threads())
     for name in workloads:
         fed = Federation(WORKLOADS[name], choose(device))
-        steps = fed.experiment.method.steps
-        runs = {engine: _Run(fed, engine) for engine in ("loop", "vector")}
-        ways: dict[str, Callable[[int], None]] = {**runs, "floor": _floor(fed)}
-        times: dict[str, list[float]] = {way: [] for way in ways}
-        for round in range(rounds + 3):
-            for way, call in ways.items():
-                times[way].append(_timed(call, round, fed.device))
-        base = median(times["floor"][3:])
-        for engine, run in runs.items():
-            seconds = times[engine][3:]
-            over = median(s / f for s, f in zip(seconds, times["floor"][3:], strict=True))
-            yield {
-                "workload": name,
-                "system": f"fedsim {engine}",
-                "seconds_per_round": median(seconds),
-                "over_floor": over,
-                "floor_seconds": base,
-                "local_steps": steps,
-                "accuracy": evaluate(fed.model, run.server.x, fed.test)[0],
-                "threads": torch.get_num_threads(),
-                "device": fed.device,
-            }
+        with TemporaryDirectory(prefix="fedsim-bench-") as place, ExitStack() as stack:
+            if against:
+                hand_over(fed, rounds + WARM, Path(place))
+            others = start(against, peers, Path(place))
+            for process in others:
+                stack.callback(process.close)
+            runs: list[_Run | Process] = [*others, _Run(fed, "loop"), _Run(fed, "vector")]
+            times: dict[str, list[tuple[float, float]]] = {run.system: [] for run in runs}
+            for count in (WARM, *_turns(rounds)):
+                for run in runs:
+                    times[run.system] += run.turn(count)
+            for run in runs:
+                yield {"workload": name, "system": run.system} | _line(fed, run, times[run.system][WARM:])
+
+
+def _turns(rounds: int) -> list[int]:
+    """The lengths of turns that make so many rounds."""
+    return [min(TURN, rounds - done) for done in range(0, rounds, TURN)]
+
+
+def _line(fed: Federation, run: _Run | Process, times: list[tuple[float, float]]) -> dict[str, Any]:
+    facts, x = run.finish()
+    if x is None:
+        return facts
+    ratios = [seconds / floor for seconds, floor in times]
+    return {
+        "seconds_per_round": median(seconds for seconds, _ in times),
+        "over_floor": median(ratios),
+        "floor_seconds": median(floor for _, floor in times),
+        "accuracy": evaluate(fed.model, x.to(fed.device), fed.test)[0],
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "device": fed.device,
+        "ratios": [round(ratio, 4) for ratio in ratios],
+        **facts,
+    }
 
 
 class _Run:
-    """A run of one engine, round by round."""
+    """A run of one engine, in turns as a peer's."""
 
     def __init__(self, fed: Federation, engine: str) -> None:
-        self.fed, self.step = fed, engines.get(engine)
+        self.fed, self.system, self.step = fed, f"fedsim {engine}", engines.get(engine)
         self.server, self.states = Server.start(fed), fed.client_states()
+        self.round, self.floor = 0, _floor(fed)
 
-    def __call__(self, round: int) -> None:
-        ids = self.fed.cohort(round)
+    def turn(self, rounds: int) -> list[tuple[float, float]]:
+        return [(self._timed(self._round), self._timed(self.floor)) for _ in range(rounds)]
+
+    def finish(self) -> tuple[dict[str, Any], Tensor]:
+        return {"versions": {"fedsim": __version__, "torch": version("torch")}}, self.server.x
+
+    def _round(self) -> None:
+        ids = self.fed.cohort(self.round)
         working = ids[ids < self.fed.computing]
-        self.states, rows = self.step(self.fed, self.states, self.server.x, round, working)
-        self.server, _ = finish(self.fed, self.server, rows, ids, round)
+        self.states, rows = self.step(self.fed, self.states, self.server.x, self.round, working)
+        self.server, _ = finish(self.fed, self.server, rows, ids, self.round)
+        self.round += 1
+
+    def _timed(self, call: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        call()
+        if self.fed.device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
 
 
-def _floor(fed: Federation) -> Callable[[int], None]:
-    batch = fed.batch(0, np.arange(fed.experiment.honest))
+def _floor(fed: Federation) -> Callable[[], object]:
+    """One plain forward and backward pass over the batches of all clients of a round, put together."""
+    ids = fed.cohort(0)
+    batch = fed.batch(0, ids[ids < fed.experiment.honest])
     inputs, labels = batch.x.flatten(0, 1), batch.y.flatten()
     parameters = list(fed.model.parameters())
-
-    def call(round: int) -> None:
-        torch.autograd.grad(cross_entropy(fed.model(inputs), labels), parameters)
-
-    return call
-
-
-def _timed(call: Callable[[int], None], round: int, device: str) -> float:
-    began = time.perf_counter()
-    call(round)
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return lambda: torch.autograd.grad(cross_entropy(fed.model(inputs), labels), parameters)

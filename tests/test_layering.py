@@ -24,6 +24,7 @@ RUNTIME = (
     "fedsim.round",
     "fedsim.engines",
     "fedsim.record",
+    "fedsim.states",
     "fedsim.runner",
     "fedsim.progress",
 )
@@ -53,6 +54,7 @@ OUTSIDE = {
         "fedsim.strategies.flower",
         "fedsim.attacks.flower",
         "fedsim.engines.ray",
+        "fedsim.experiments.peers",
     ),
     "ray": ("fedsim.engines", "fedsim.experiments"),
     "opacus": ("fedsim.accounting", "fedsim.privacy", "fedsim.gradients.reference", "fedsim.experiments"),
