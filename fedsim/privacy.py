@@ -7,6 +7,7 @@ furthest that neighbouring data can move it.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import sqrt
@@ -38,13 +39,38 @@ __all__ = ["CentralDP", "ExampleDP", "MessageDP", "Quantile"]
 Level = Literal["example", "message", "central"]
 Floats = NDArray[np.float64]
 CLIP = "privacy.clip"  # where a client's state keeps a clip that adapts
+Ids = NDArray[np.int64]
 Rounds = tuple[int, ...]  # those that a client took part in
+Payers = Ids | None  # those who pay for a round; None: every honest client
 
 
-def histories(taken: NDArray[np.bool_]) -> frozenset[Rounds]:
-    """The rounds that clients took part in, (rounds, n), as a set: clients with the same rounds pay the same."""
-    different = {column.tobytes(): column for column in np.ascontiguousarray(taken.T)}
-    return frozenset(tuple(np.flatnonzero(column).tolist()) for column in different.values())
+def payments(paid: Sequence[Payers]) -> tuple[Ids, Ids, Rounds]:
+    """Who paid in which round, (p,) and (p,), and the rounds that everyone paid for."""
+    some = {t: ids for t, ids in enumerate(paid) if ids is not None}
+    who = np.concatenate([np.zeros(0, np.int64), *some.values()])
+    when = np.repeat(np.array(list(some), np.int64), [len(ids) for ids in some.values()])
+    return who, when, tuple(t for t, ids in enumerate(paid) if ids is None)
+
+
+def histories(paid: Sequence[Payers], clients: int, counted: bool, of: Payers = None) -> frozenset[Rounds]:
+    """The different rounds that clients paid for, all of them or those of `of`: who has the same pays the same.
+
+    `counted`: only the number of the rounds matters, so that one history stands for all of its length.
+    """
+    who, when, always = payments(paid)
+    if of is not None:
+        mine = np.isin(who, of)
+        who, when, clients = who[mine], when[mine], len(of)
+    if counted:
+        times = np.bincount(who)
+        different = set(np.unique(times[times > 0]).tolist()) | (
+            {0} if (times > 0).sum() < clients else set()
+        )
+        return frozenset(tuple(range(len(always) + count)) for count in different)
+    order = np.argsort(who, kind="stable")
+    parts = np.split(when[order], np.flatnonzero(np.diff(who[order])) + 1) if len(who) else []
+    found = {tuple(sorted((*always, *part.tolist()))) for part in parts}
+    return frozenset(found | {always} if len(parts) < clients else found)
 
 
 @dataclass(frozen=True)
@@ -61,13 +87,18 @@ class Plan:
 
     @classmethod
     def of(
-        cls, experiment: Experiment, taken: NDArray[np.bool_], sizes: NDArray[np.int64], parameters: int
+        cls,
+        experiment: Experiment,
+        cohorts: Iterable[Ids],
+        sizes: NDArray[np.int64],
+        parameters: int,
     ) -> Plan:
-        """The plan of an experiment: who takes part when (rounds, n), and how many examples clients hold."""
+        """The plan of an experiment: who takes part in its rounds, and how many examples clients hold."""
         h, privacy = experiment.honest, experiment.privacy
-        all_pay = privacy is not None and privacy.all_pay
+        assert privacy is not None
+        paid = [privacy.payers(ids, h) for ids in cohorts]
         return cls(
-            histories(taken[:, :h] | all_pay),
+            histories(paid, h, privacy.counts_rounds(experiment.batches)),
             experiment.method.steps,
             experiment.batches,
             int(sizes[sizes > 0].min()),
@@ -127,6 +158,15 @@ class Privacy(Component):
     @abstractmethod
     def releases(self, plan: Plan, rounds: Rounds, z: float) -> tuple[Release, ...]:
         """What a client's releases in these rounds are to an accountant, at noise multiplier z."""
+
+    def payers(self, ids: Ids, clients: int) -> Payers:
+        """Who of the honest clients, those below `clients`, pays for a round in which clients `ids` take part."""
+        honest = ids[ids < clients]
+        return None if self.all_pay or len(honest) == clients else honest
+
+    def counts_rounds(self, batches: Batches) -> bool:
+        """Whether what a client pays depends on the number of its rounds alone, not on which ones they are."""
+        return self.schedule is None
 
     def factors(self, rounds: Rounds) -> Floats:
         """The schedule's factors on the noise multiplier in these rounds."""
@@ -239,6 +279,9 @@ class ExampleDP(Privacy):
     def bound(self, round: int) -> float:
         """The clip of a round; where it adapts, the first one."""
         return self.clip.start if isinstance(self.clip, Quantile) else rate(self.clip, round)
+
+    def counts_rounds(self, batches: Batches) -> bool:
+        return super().counts_rounds(batches) and type(batches).releases is Batches.releases
 
     def sensitivity(self, round: int) -> float:
         return 1 / sqrt(1 - self.clip.spend) if isinstance(self.clip, Quantile) else 1.0

@@ -1,6 +1,7 @@
 """What a run leaves behind: a folder with manifest.json, metrics.jsonl, checkpoint.pt and, at the end, model.pt.
 
-Whatever is replaced is replaced whole (written beside, flushed, renamed), so a run killed at any moment can go on.
+Until the end the clients' states lie beside them, in clients.bin. Whatever is replaced is replaced whole (written
+beside, flushed, renamed), so a run killed at any moment can go on.
 """
 
 from __future__ import annotations
@@ -47,11 +48,16 @@ class Record:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if manifest is None or not resume:
-                for name in ("checkpoint.pt", "metrics.jsonl", "model.pt"):
+                for name in ("checkpoint.pt", "metrics.jsonl", "model.pt", "clients.bin"):
                     (folder / name).unlink(missing_ok=True)
             if manifest is None:
                 write_whole(folder / "manifest.json", json.dumps(_describe(experiment), indent=2).encode())
         return record
+
+    @property
+    def states(self) -> Path:
+        """Where the clients' states lie, as the checkpoint says."""
+        return self.folder / "clients.bin"
 
     def _manifest(self) -> dict[str, Any] | None:
         try:
@@ -85,19 +91,19 @@ class Record:
         """Replace the checkpoint; the metrics written so far belong to it."""
         with writing(self.folder):
             metrics = self.folder / "metrics.jsonl"
-            size = metrics.stat().st_size if metrics.exists() else 0
+            size = _flushed(metrics)
             saved = {**checkpoint, "metrics_bytes": size, "fingerprint": self.fingerprint}
             self._save_torch("checkpoint.pt", saved)
 
     def append(self, line: Metrics) -> None:
         with writing(self.folder), (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
     def save_model(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """The model at the end; the clients' states are of no more use."""
         with writing(self.folder):
             self._save_torch("model.pt", state_dict)
+            self.states.unlink(missing_ok=True)
 
     def metrics(self) -> list[Metrics]:
         path = self.folder / "metrics.jsonl"
@@ -127,9 +133,23 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # what the new file takes the place of may be overwritten from here on
+        finally:
+            os.close(folder)
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+
+
+def _flushed(path: Path) -> int:
+    """The bytes of a file, all of them on disk; 0 where there is none."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
 
 
 def _describe(experiment: Experiment) -> dict[str, Any]:

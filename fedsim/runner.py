@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,13 +21,19 @@ from fedsim.ledger import Ledger
 from fedsim.record import Metrics, Record
 from fedsim.round import Seen, Server, attempt
 from fedsim.spec import Experiment
+from fedsim.states import MEMORY, States
 from fedsim.task import evaluate
-from fedsim.types import Dataset, State
+from fedsim.types import Dataset
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 UNACCOUNTED = (
     "no epsilon: the noise of this deployment is derived from the experiment's seed, which hides nothing"
 )
-SAVE_SECONDS = 10.0  # a killed run loses at most about so much work
+SAVE_SECONDS = 10.0  # a killed run loses at most about so much work, or where checkpoints take long
+SAVE_SHARE = 0.04  # as much as keeps them to this share of the time,
+DISK = 250e6  # at so many bytes a second until one has been timed
 
 Progress = Callable[[int, Metrics], None]
 
@@ -56,16 +62,18 @@ def run(
     resume: bool = False,
     progress: Progress | None = None,
     dataset: Dataset | None = None,
+    memory: float = MEMORY,
 ) -> Result:
     """Run an experiment to its last round; with `out`, leave a record there, and go on from it with `resume`.
 
     `progress(round, metrics)` is called after every round with the newest metrics. `dataset` stands in for the
-    task's own, already loaded. Raises `Invalid` for what cannot work; KeyboardInterrupt leaves a checkpoint.
+    task's own, already loaded. The clients' states take up to `memory` GiB, beyond that they lie in a file. Raises
+    `Invalid` for what cannot work; KeyboardInterrupt leaves a checkpoint.
     """
     engines.find(engine)  # before anything is left behind
     fed = Federation(experiment, choose(device), dataset)
     record = Record.open(experiment, Path(out), resume) if out is not None else None
-    return engines.hosted(engine, fed, lambda ask: drive(fed, ask, record, progress, SAVE_SECONDS))
+    return engines.hosted(engine, fed, lambda ask: drive(fed, ask, record, progress, SAVE_SECONDS, memory))
 
 
 def drive(
@@ -74,13 +82,13 @@ def drive(
     record: Record | None = None,
     progress: Progress | None = None,
     save_seconds: float = SAVE_SECONDS,
+    memory: float = MEMORY,
 ) -> Result:
     """The rounds of a federation with whoever answers, from the record's checkpoint on where it has one."""
-    experiment, live = fed.experiment, _Live.start(fed)
-    if record is not None and (saved := record.checkpoint()):
-        live = _Live.load(saved, fed)
+    experiment, live = fed.experiment, _Live.start(fed, ask, record, memory)
+    saver = record and _Saver(record, save_seconds)
     lines = record.metrics() if record else []
-    began, begun_at, saved_at = time.perf_counter(), live.round, time.perf_counter()
+    began, begun_at = time.perf_counter(), live.round
     spent_before = lines[-1]["seconds"] if lines else 0.0
     try:
         while live.goes_on(fed):
@@ -93,13 +101,14 @@ def drive(
                     record.append(lines[-1])
             if progress:
                 progress(live.round, lines[-1] if lines else {})
-            if record and time.perf_counter() - saved_at >= save_seconds:
-                record.save(live.dump())
-                saved_at = time.perf_counter()
+            if saver and saver.due(live):
+                saver.save(live)
     except KeyboardInterrupt:
-        if record:
-            record.save(live.dump())
+        if saver:
+            saver.save(live)
         raise
+    finally:
+        live.states.close()
     seconds = time.perf_counter() - began
     model = {name: value.cpu().clone() for name, value in unflatten(live.x(fed), fed.model).items()}
     if record and live.round > begun_at:
@@ -109,6 +118,8 @@ def drive(
     summary = _summary(fed, lines[-1], done / seconds if done else 0.0) | {
         "out": str(record.folder) if record else None
     }
+    import pandas as pd  # slow to import, and of no use before
+
     return Result(experiment, pd.DataFrame(lines), model, summary, live.notes(fed))
 
 
@@ -123,18 +134,53 @@ def choose(device: str) -> str:
     return device
 
 
+class _Saver:
+    """Writes checkpoints: every so many seconds, less often where one takes long."""
+
+    def __init__(self, record: Record, seconds: float) -> None:
+        self.record, self.seconds, self.at, self.took = record, seconds, time.perf_counter(), 0.0
+
+    def due(self, live: _Live) -> bool:
+        took = max(self.took, live.states.unsaved / DISK)
+        return time.perf_counter() - self.at >= (self.seconds and max(self.seconds, took / SAVE_SHARE))
+
+    def save(self, live: _Live) -> None:
+        began = time.perf_counter()
+        with live.states.saving() as rows:
+            self.record.save(live.dump() | {"rows": rows})
+        self.at = time.perf_counter()
+        self.took = self.at - began
+
+
 @dataclass(frozen=True)
 class _Live:
     """All that changes from round to round."""
 
     round: int
     server: Server
-    clients: State
+    states: States
     ledger: Ledger | None
 
     @classmethod
-    def start(cls, fed: Federation) -> _Live:
-        return cls(0, Server.start(fed), fed.client_states(), fed.ledger if fed.accounted else None)
+    def start(cls, fed: Federation, ask: engines.Ask, record: Record | None, memory: float) -> _Live:
+        """Before the first round, or at the record's checkpoint."""
+
+        def at(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: at(item) for name, item in value.items()}
+            return value.to(fed.device) if isinstance(value, Tensor) else value
+
+        saved = (record and record.checkpoint()) or {}
+        file = record.states if record else None
+        first, ledger = ask.first(fed), fed.ledger if fed.accounted else None
+        states = States.start(first, fed.computing, memory=memory, file=file, saved=saved.get("rows"))
+        if not saved:
+            return cls(0, Server.start(fed), states, ledger)
+        for rows in saved.get(
+            "clients", {}
+        ).values():  # of a record as it was until 0.1: all states in the checkpoint
+            states = states.after(np.arange(len(rows)), at(saved["clients"]))
+        return cls(saved["round"], Server(**at(saved["server"])), states, ledger and ledger.load(saved))
 
     def goes_on(self, fed: Federation) -> bool:
         """Whether rounds are left, and the privacy budget affords another."""
@@ -156,29 +202,20 @@ class _Live:
         return self.server.x[0] if fed.experiment.method.peer else self.server.x
 
     def dump(self) -> dict[str, Any]:
+        """The checkpoint, without the clients' states."""
         server = {"state": self.server.state, "previous": self.server.previous, "memory": self.server.memory}
-        taken = None if self.ledger is None else torch.from_numpy(self.ledger.taken)
-        return {"round": self.round, "server": server, "clients": self.clients, "taken": taken}
-
-    @classmethod
-    def load(cls, saved: dict[str, Any], fed: Federation) -> _Live:
-        def at(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {name: at(item) for name, item in value.items()}
-            return value.to(fed.device) if isinstance(value, Tensor) else value
-
-        ledger = cls.start(fed).ledger
-        ledger = ledger and replace(ledger, taken=saved["taken"].numpy())
-        return cls(saved["round"], Server(**at(saved["server"])), at(saved["clients"]), ledger)
+        return {"round": self.round, "server": server, **(self.ledger.dump() if self.ledger else {})}
 
 
 def _advance(live: _Live, fed: Federation, ask: engines.Ask) -> tuple[_Live, Seen | None]:
     """The next round; None where too few answered: then server and clients stay, and only the round is over."""
     ids = fed.cohort(live.round)
-    clients, rows, answered = ask(fed, live.clients, live.server.x, live.round, ids[ids < fed.computing])
+    asked = ids[ids < fed.computing]
+    after, rows, answered = ask(fed, live.states.of(asked), live.server.x, live.round, asked)
     server, seen = attempt(fed, live.server, rows, answered, ids, live.round)
     ledger = live.ledger and live.ledger.charge(ids)
-    return _Live(live.round + 1, server, clients if seen else live.clients, ledger), seen
+    states = live.states.after(answered, after) if seen else live.states
+    return _Live(live.round + 1, server, states, ledger), seen
 
 
 def _measure(live: _Live, fed: Federation, seen: Seen | None, before: Tensor | None) -> Metrics:

@@ -24,8 +24,8 @@ class Engine(Protocol):
     ) -> tuple[State, Tensor]:
         """The step of clients `ids` at the broadcast model x.
 
-        `states` holds a row for each client that ever computes, (m, ...); returned are the states after the step and
-        the messages (k, d) in the order of `ids`.
+        `states` holds a row for each of these, (k, ...), and is not written to; returned are the states after the step
+        and the messages (k, d), all in the order of `ids`.
         """
         ...
 
@@ -35,10 +35,14 @@ class Ask(Protocol):
 
     metrics: dict[str, Any]
 
+    def first(self, fed: Federation) -> State:
+        """What is kept here of a client that has not answered yet."""
+        ...
+
     def __call__(
         self, fed: Federation, states: State, x: Tensor, round: int, ids: NDArray[np.int64]
     ) -> tuple[State, Tensor, NDArray[np.int64]]:
-        """As an engine, with the ids of the k clients whose messages (k, d) came back, in order."""
+        """As an engine, of the clients whose messages came back; and their ids, in order."""
         ...
 
 
@@ -47,6 +51,9 @@ class Everyone:
 
     def __init__(self, rows: Engine) -> None:
         self.rows, self.metrics = rows, dict[str, Any]()
+
+    def first(self, fed: Federation) -> State:
+        return fed.client_state()
 
     def __call__(
         self, fed: Federation, states: State, x: Tensor, round: int, ids: NDArray[np.int64]

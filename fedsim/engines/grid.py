@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,17 +23,17 @@ def rows(
     """The nodes' memories are filled from `states` and read back, so that a run here resumes like any other."""
     grid = InProcessGrid(client_app(Simulated(lambda order: fed)), fed.experiment.clients)
     nodes = {client: FIRST_NODE + client for client in ids.tolist()}
-    for client, node in nodes.items():
-        memory = Memory({name: value[client] for name, value in states.items()})
+    for j, node in enumerate(nodes.values()):
+        memory = Memory({name: value[j] for name, value in states.items()})
         remember(grid.contexts[node], RUN, memory)
     remote = Remote(grid, nodes, run=RUN)
-    _, messages, answered = remote(fed, {}, x, round, ids)
+    _, messages, answered = remote(fed, {"accepted": torch.full((len(ids),), -1)}, x, round, ids)
     if len(answered) < len(ids):
         raise RuntimeError(remote.set_aside[0].reason)
-    after = {name: value.clone() for name, value in states.items()}
-    for client, node in nodes.items():
+    after = {name: torch.empty_like(value) for name, value in states.items()}
+    for j, node in enumerate(nodes.values()):
         pending = recollect(grid.contexts[node], RUN).pending
         assert pending is not None
         for name, value in pending.state.items():
-            after[name][client] = value
+            after[name][j] = value
     return after, messages

@@ -15,13 +15,13 @@ from fedsim.types import State
 def rows(
     fed: Federation, states: State, x: Tensor, round: int, ids: NDArray[np.int64]
 ) -> tuple[State, Tensor]:
-    states = {name: value.clone() for name, value in states.items()}
+    after = {name: torch.empty_like(value) for name, value in states.items()}
     messages = []
-    for client in ids.tolist():
+    for j, client in enumerate(ids.tolist()):
         at = x[client] if fed.experiment.method.peer else x
-        state = {name: value[client] for name, value in states.items()}
+        state = {name: value[j] for name, value in states.items()}
         state, message = answer(fed, client, state, at, round)
         for name, value in state.items():
-            states[name][client] = value
+            after[name][j] = value
         messages.append(message)
-    return states, torch.stack(messages)
+    return after, torch.stack(messages)

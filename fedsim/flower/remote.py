@@ -41,7 +41,7 @@ class Remote:
     nodes    the node of each client
     run      names the run in the clients' memories
     derived  noise derived from the experiment's seed, not drawn by the clients
-    The clients' states stay with the clients; `states` holds the last round in which each one's message was taken in.
+    The clients' states stay with the clients; kept here is the last round in which each one's message was taken in.
     """
 
     def __init__(
@@ -57,16 +57,19 @@ class Remote:
         self.set_aside: list[SetAside] = []
         self.metrics: dict[str, Any] = {}
 
+    def first(self, fed: Federation) -> State:
+        return {"accepted": torch.tensor(-1)}
+
     def __call__(
         self, fed: Federation, states: State, x: Tensor, round: int, ids: Ids
     ) -> tuple[State, Tensor, Ids]:
-        """States, messages (k, d) and the ids of the k clients whose messages these are, in order."""
+        """States, messages (k, d) and the ids of the k clients whose these are, in order."""
         asked = self.ask(fed, states, x, round, ids)
-        return self.read(fed, states, round, ids, asked, exchange(self.grid, asked, self.wire))
+        return self.read(fed, round, ids, asked, exchange(self.grid, asked, self.wire))
 
     def ask(self, fed: Federation, states: State, x: Tensor, round: int, ids: Ids) -> list[Message]:
         """The orders of a round."""
-        experiment, accepted = fed.experiment, _accepted(fed, states)
+        experiment, accepted = fed.experiment, states["accepted"].tolist()
         text, fingerprint, shared = experiment.to_json(), experiment.fingerprint, ArrayRecord()
         if not experiment.method.peer:
             shared = model_record(x)
@@ -78,7 +81,7 @@ class Remote:
                     run=self.run,
                     client=client,
                     round=round,
-                    accepted=int(accepted[client]),
+                    accepted=accepted[j],
                     payload=self.wire.payload,
                     derived=self.derived,
                 ).content(model_record(x[client]) if experiment.method.peer else shared),
@@ -86,14 +89,13 @@ class Remote:
                 MessageType.TRAIN,
                 group_id=str(round + 1),
             )
-            for client in ids.tolist()
+            for j, client in enumerate(ids.tolist())
             if client in self.nodes
         ]
 
     def read(
         self,
         fed: Federation,
-        states: State,
         round: int,
         ids: Ids,
         asked: list[Message],
@@ -112,22 +114,12 @@ class Remote:
             client: answers[node] for client, node in self.nodes.items() if node in answers and client in ids
         }
         answered = np.array(sorted(rows), np.int64)
-        accepted = _accepted(fed, states)
-        accepted[torch.from_numpy(answered)] = round
         received = sum(bytes for _, bytes in rows.values())
         self.metrics = {"asked": len(ids), "answered": len(rows), "bytes": received}
         bits = 8 * received / (d * max(1, len(rows)))
         log(INFO, "round %d: %d of %d answered, %.1f bits a coordinate", round, len(rows), len(ids), bits)
         stacked = torch.stack([rows[i][0] for i in answered.tolist()]) if rows else torch.zeros(0, d)
-        return {"accepted": accepted}, stacked.to(fed.device), answered
-
-
-def _accepted(fed: Federation, states: State) -> Tensor:
-    return (
-        states["accepted"].cpu().clone()
-        if "accepted" in states
-        else torch.full((fed.experiment.clients,), -1)
-    )
+        return {"accepted": torch.full(answered.shape, round)}, stacked.to(fed.device), answered
 
 
 def model_record(x: Tensor) -> ArrayRecord:

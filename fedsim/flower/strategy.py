@@ -14,7 +14,7 @@ from fedsim.federation import Federation, Ids
 from fedsim.flower.remote import Remote, Wire, discover, model_record
 from fedsim.round import Server, attempt
 from fedsim.spec import Experiment
-from fedsim.types import State
+from fedsim.states import States
 
 
 class MethodStrategy(Strategy):
@@ -28,7 +28,7 @@ class MethodStrategy(Strategy):
         self.fed, self._run, self._wire = Federation(experiment), run, wire
         self.server = Server.start(self.fed)
         self.initial_arrays = model_record(self.server.x)
-        self._states: State = {}
+        self._states: States | None = None
         self._remote: Remote | None = None
         self._asked: list[Message] = []
 
@@ -41,21 +41,23 @@ class MethodStrategy(Strategy):
         if self._remote is None:
             nodes = discover(grid, self.fed.computing, self._wire)
             self._remote = Remote(grid, nodes, run=self._run, wire=self._wire)
-        self._asked = self._remote.ask(
-            self.fed, self._states, self.server.x, server_round - 1, self._computing(server_round - 1)
-        )
+            self._states = States.start(self._remote.first(self.fed), self.fed.computing)
+        assert self._states is not None
+        ids = self._computing(server_round - 1)
+        self._asked = self._remote.ask(self.fed, self._states.of(ids), self.server.x, server_round - 1, ids)
         return self._asked
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         assert self._remote is not None
+        assert self._states is not None
         round, fed = server_round - 1, self.fed
         ids = self._computing(round)
-        states, rows, answered = self._remote.read(fed, self._states, round, ids, self._asked, replies)
+        states, rows, answered = self._remote.read(fed, round, ids, self._asked, replies)
         self.server, seen = attempt(fed, self.server, rows, answered, fed.cohort(round), round)
         if seen is not None:
-            self._states = states
+            self._states = self._states.after(answered, states)
         return (model_record(self.server.x) if seen else None), MetricRecord(self._remote.metrics)
 
     def configure_evaluate(

@@ -308,7 +308,7 @@ def test_asked_again_a_device_sends_the_same_noise(tmp_path: Path) -> None:
         grid = site.grid()
         remote = Remote(grid, discover(grid, 5), run="again", derived=False)
         fed = Federation(e)
-        seen.append(remote(fed, {}, fed.x0, 0, np.arange(5))[1])
+        seen.append(remote(fed, {"accepted": torch.full((5,), -1)}, fed.x0, 0, np.arange(5))[1])
     assert torch.equal(*seen)
     assert site.spent(0).rounds == 1
 

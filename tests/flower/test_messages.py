@@ -51,6 +51,9 @@ def small(**changes: Any) -> Experiment:
     return replace(e, **changes)
 
 
+NEW = {"accepted": torch.full((5,), -1)}  # clients of whom the server has taken nothing in
+
+
 def remote(fed: Federation, lost: Callable[[Message], bool] = lambda m: False, **options: Any) -> Remote:
     grid = InProcessGrid(client_app(Simulated(lambda order: fed)), fed.experiment.clients, lost=lost)
     return Remote(grid, discover(grid, fed.computing), run="a", **options)
@@ -118,7 +121,7 @@ def test_what_is_no_message_is_refused(arrays: dict[str, Any]) -> None:
 def test_a_memory_survives_being_written() -> None:
     fed = Federation(small())
     asking = remote(fed)
-    asking(fed, {}, fed.x0, 0, np.arange(5))
+    asking(fed, NEW, fed.x0, 0, np.arange(5))
     for context in asking.grid.contexts.values():
         memory = recollect(context, "a")
         again = Memory.load(memory.dump())
@@ -133,11 +136,11 @@ def test_the_same_question_gets_the_same_answer_and_another_none() -> None:
     fed = Federation(small())
     asking = remote(fed)
     everyone = np.arange(5)
-    _, first, _ = asking(fed, {}, fed.x0, 0, everyone)
+    _, first, _ = asking(fed, NEW, fed.x0, 0, everyone)
     fed.normal = lambda *_: pytest.fail("a second draw of noise")  # type: ignore[assignment]
-    _, second, _ = asking(fed, {}, fed.x0, 0, everyone)
+    _, second, _ = asking(fed, NEW, fed.x0, 0, everyone)
     assert torch.equal(first, second)
-    _, _, answered = asking(fed, {}, fed.x0 + 1, 0, everyone)
+    _, _, answered = asking(fed, NEW, fed.x0 + 1, 0, everyone)
     assert len(answered) == 0
     assert all("answers a round once" in each.reason for each in asking.set_aside)
 
@@ -145,9 +148,9 @@ def test_the_same_question_gets_the_same_answer_and_another_none() -> None:
 def test_a_server_that_forgot_is_told_so() -> None:
     fed = Federation(small())
     asking = remote(fed)
-    states, _, _ = asking(fed, {}, fed.x0, 0, np.arange(5))
+    states, _, _ = asking(fed, NEW, fed.x0, 0, np.arange(5))
     states, _, _ = asking(fed, states, fed.x0, 1, np.arange(5))
-    _, _, answered = asking(fed, {"accepted": torch.full((5,), -1)}, fed.x0, 2, np.arange(5))
+    _, _, answered = asking(fed, NEW, fed.x0, 2, np.arange(5))
     assert len(answered) == 0
     assert "one of the two lost its memory" in asking.set_aside[-1].reason
 
@@ -237,5 +240,5 @@ def test_peers_and_server_states_travel() -> None:
     """Orders carry the model that a client starts from: the same for all, or each its own among peers."""
     fed = Federation(small())
     x: Tensor = Server.start(fed).x
-    asked = remote(fed).ask(fed, {}, x, 0, np.arange(5))
+    asked = remote(fed).ask(fed, NEW, x, 0, np.arange(5))
     assert len({id(message.content["arrays"]) for message in asked}) == 1
