@@ -41,7 +41,7 @@ class Board:
         for line in [*self.lines, *([self.whole] if self.whole is not None else [])]:
             self.bars.remove_task(line)
         self.stage, self.total, self.over = stage, total, total - len(jobs)
-        self.left = {str(job.folder): job.experiment.rounds for job in jobs}
+        self.left = {str(job.folder): job.rounds for job in jobs}
         self.seen, self.done_rounds = {}, 0
         self.began = time.monotonic()
         self.whole = self.bars.add_task(stage, total=total, completed=self.over, facts="")
@@ -54,7 +54,7 @@ class Board:
         )
 
     def __call__(self, event: Event) -> None:
-        name, rounds = str(event.job.folder), event.job.experiment.rounds
+        name, rounds = str(event.job.folder), event.job.rounds
         at = event.round if event.kind == "round" else rounds
         self.done_rounds += at - self.seen.get(name, at if event.kind == "round" else 0)
         self.seen[name] = at

@@ -49,7 +49,7 @@ class Cluster:
             while waiting or running:
                 while waiting and free:
                     job = waiting.popleft()
-                    running[remote.remote(job)] = (free.popleft(), job)
+                    running[remote.remote(job, _files(job.folder))] = (free.popleft(), job)
                 (done,), _ = self.ray.wait(list(running), num_returns=1)
                 worker, job = running.pop(done)
                 free.append(worker)
@@ -69,13 +69,20 @@ class Cluster:
         return Event(worker, job, *word)
 
 
-def away(job: Job) -> tuple[Word, Files]:
-    """A job in a folder of the node's own: its last word, and the files that it left."""
+def away(job: Job, begun: Files) -> tuple[Word, Files]:
+    """A job in a folder of the node's own, from the files it had on: its last word, and the files that it left."""
     import torch
 
     torch.set_num_threads(1)
     words: list[Word] = []
     with tempfile.TemporaryDirectory(prefix="fedsim-") as place:
         folder = Path(place) / job.folder.name
+        folder.mkdir()
+        for name, content in begun.items():
+            (folder / name).write_bytes(content)
         work(replace(job, folder=folder), words.append)
-        return words[-1], {file.name: file.read_bytes() for file in folder.iterdir()}
+        return words[-1], _files(folder)
+
+
+def _files(folder: Path) -> Files:
+    return {file.name: file.read_bytes() for file in folder.iterdir()} if folder.is_dir() else {}

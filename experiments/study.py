@@ -22,14 +22,33 @@ class Tuning(Component):
     """A search over a grid for each cell, on a validation set held out of the training data.
 
     Every point of `grid` (dotted path -> texts) is run with each of `seeds`; the highest mean accuracy at the end
-    wins, among equals the first. Cells that differ in their seed alone share one search. `rounds` shortens a trial,
-    with the noise then calibrated to fewer rounds.
+    wins, among equals the first. Cells that differ in their seed alone share one search.
+
+    `rungs`, such as ((100, 5), (500, 1)), is successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): all
+    points run to round 100 of the real experiment, its noise and steps those of all rounds; the best 5 go on from
+    there to round 500, and the best of these wins. It favours points that are fast early.
+
+    `shared`, such as {"byzantine": "5"}, makes the search at that label of the axis and uses it at all others.
     """
 
     grid: dict[str, tuple[str, ...]]
     share: Chance = 0.1
     seeds: tuple[Natural, ...] = (0,)
-    rounds: Count | None = None
+    rungs: tuple[tuple[Count, Count], ...] = ()
+    shared: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ends, keeps = [end for end, _ in self.rungs], [keep for _, keep in self.rungs]
+        if (
+            ends != sorted(set(ends))
+            or keeps != sorted(set(keeps), reverse=True)
+            or keeps[-1:] not in ([], [1])
+        ):
+            raise Invalid(
+                f"tuning.rungs = {self.rungs}: allowed are pairs (round, how many go on) whose rounds grow, and of "
+                "which ever fewer go on, in the end 1"
+            )
 
     def points(self) -> Iterator[dict[str, str]]:
         for values in itertools.product(*self.grid.values()):
@@ -125,14 +144,16 @@ def from_table(base: Experiment, table: Mapping[str, Any]) -> Study:
         if not isinstance(tuning, Mapping) or not isinstance(tuning.get("grid"), Mapping):
             raise Invalid("study.tuning: must be a table that holds a table grid, path = list of values")
         grid = {path: tuple(_text(v) for v in values) for path, values in tuning["grid"].items()}
-        rest: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in tuning.items() if k != "grid"
-        }
+        rest: dict[str, Any] = {name: _tuples(value) for name, value in tuning.items() if name != "grid"}
         for name in rest:
             if name not in (allowed := [f.name for f in dataclasses.fields(Tuning)]):
                 raise Invalid(f"study.tuning.{name}: no such field; {nearest(name, allowed)}")
         tuning = Tuning(grid=grid, **rest)
     return Study(base, axes(along), tuning)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _text(value: Any) -> str:

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedsim.check import Invalid
 from fedsim.experiments import load, tuning
 from fedsim.experiments.study import Cell, Failure, Study, Tuning
-from fedsim.experiments.workers import Event, Job, processes
-from fedsim.record import Record, write_whole, writing
+from fedsim.experiments.workers import CHECKPOINT, Event, Job, processes
+from fedsim.record import Metrics, Record, write_whole, writing
 from fedsim.spec import Experiment
 
 Crew = Callable[[Sequence[Job], int], Generator[Event]]
@@ -85,37 +84,34 @@ class Sweep:
         found, refused = tuning.searches(cells, how)
         outcome.failures += refused
         folder = self.out / "tuning"
-        trials = [trial for search in found for _, each in search.points for trial in each]
-        reasons = self._run("tuning", trials, folder, outcome)
-        scores = {
-            trial.fingerprint: Record(folder / trial.fingerprint, trial.fingerprint).metrics()[-1]["accuracy"]
-            for trial in trials
-            if trial.fingerprint not in reasons
-        }
-        chosen: list[Cell] = []
-        report: list[dict[str, Any]] = []
-        for search in found:
-            try:
-                best, table = search.choose(scores)
-            except Invalid as error:
-                outcome.failures += [Failure(cell.labels, str(error)) for cell in search.cells]
-                continue
-            chosen += tuning.tuned(search, best)
-            report.append(
-                {"cells": [dict(c.labels) for c in search.cells], "chosen": dict(best), "tried": table}
-            )
-        _write(self.out / "tuning.json", report)
+        for end, keep in how.rungs or ((None, 1),):
+            trials = [trial for search in found for trial in search.trials]
+            stage = f"tuning to round {end}" if end else "tuning"
+            self._run(stage, trials, folder, outcome, end)
+            scores = {trial.fingerprint: accuracy(folder / trial.fingerprint, end) for trial in trials}
+            found = [search.halved(scores, end, keep) for search in found]
+            left = {trial.fingerprint for search in found for trial in search.trials}
+            for name in scores.keys() - (left if keep > 1 else set()):
+                (folder / name / CHECKPOINT).unlink(missing_ok=True)
+        _write(self.out / "tuning.json", [search.report() for search in found])
+        chosen, failed = tuning.tuned(cells, found)
+        outcome.failures += failed
         return chosen
 
     def _run(
-        self, stage: str, experiments: Sequence[Experiment], folder: Path, outcome: Outcome
+        self,
+        stage: str,
+        experiments: Sequence[Experiment],
+        folder: Path,
+        outcome: Outcome,
+        until: int | None = None,
     ) -> dict[str, str]:
         """Make the runs that are missing in a folder; why those failed that did, by fingerprint."""
         wanted = {experiment.fingerprint: experiment for experiment in experiments}
         jobs = [
-            Job(experiment, folder / name, self.engine, self.device)
+            Job(experiment, folder / name, self.engine, self.device, until)
             for name, experiment in wanted.items()
-            if not finished(folder / name)
+            if not finished(folder / name, until)
         ]
         outcome.found += len(wanted) - len(jobs)
         crew = min(self.workers or at_once(self.device), max(1, len(jobs)))
@@ -144,9 +140,23 @@ class Sweep:
         _write(self.out / load.STUDY, content)
 
 
-def finished(folder: Path) -> bool:
-    """Whether the record in a folder came to its end: its model is written last."""
-    return (folder / "model.pt").exists()
+def finished(folder: Path, until: int | None = None) -> bool:
+    """Whether the record in a folder came to its end (its model is written last), or to a round."""
+    if (folder / "model.pt").exists():
+        return True
+    return until is not None and any(line["round"] >= until for line in _metrics(folder))
+
+
+def accuracy(folder: Path, until: int | None = None) -> float | None:
+    """The accuracy at a record's end, or at a round that is evaluated; None where it did not come so far."""
+    if not finished(folder, until):
+        return None
+    lines = [line for line in _metrics(folder) if until is None or line["round"] <= until]
+    return float(lines[-1]["accuracy"])
+
+
+def _metrics(folder: Path) -> list[Metrics]:
+    return Record(folder, folder.name).metrics()
 
 
 def at_once(device: str) -> int:

@@ -9,72 +9,124 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsim import codec
-from fedsim.check import Invalid
+from fedsim.check import Invalid, nearest
 from fedsim.datasets.load import Holdout
 from fedsim.experiments.study import Cell, Failure, Tuning
 from fedsim.spec import Experiment
 
-Scores = Mapping[str, float | None]  # fingerprint of a trial -> its accuracy at the end
+Point = Mapping[str, str]
+Scores = Mapping[str, float | None]  # fingerprint of a trial -> its accuracy as far as it was to run
 
 
 @dataclass(frozen=True)
 class Search:
-    """One search: the cells that it serves, and for each point of the grid its trials, one a seed."""
+    """One search: the cell that it is made at, those that it serves, the points that are left, and what was tried.
 
+    Each point of the grid has a trial for each seed.
+    """
+
+    at: Cell
     cells: Sequence[Cell]
-    points: Sequence[tuple[Mapping[str, str], Sequence[Experiment]]]
+    points: Sequence[tuple[Point, Sequence[Experiment]]]
+    tried: Sequence[Mapping[str, Any]] = ()
 
-    def choose(self, scores: Scores) -> tuple[Mapping[str, str], list[dict[str, Any]]]:
-        """The best point, and the mean score of every point; raises `Invalid` where no trial came to an end."""
-        table: list[dict[str, Any]] = []
-        for point, trials in self.points:
-            reached = [scores.get(trial.fingerprint) for trial in trials]
-            known = [r for r in reached if r is not None]
-            table.append(
-                {
-                    "point": dict(point),
-                    "accuracy": math.fsum(known) / len(known) if len(known) == len(trials) else None,
-                }
-            )
-        done = [row for row in table if row["accuracy"] is not None]
-        if not done:
-            raise Invalid("tuning: no trial of this cell came to its end")
-        best: Mapping[str, str] = max(done, key=lambda row: row["accuracy"])["point"]
-        return best, table
+    @property
+    def trials(self) -> list[Experiment]:
+        return [trial for _, trials in self.points for trial in trials]
+
+    def halved(self, scores: Scores, until: int | None, keep: int) -> Search:
+        """The search with the `keep` best points at round `until`; a point is out if one of its trials failed."""
+        means: list[float | None] = []
+        for _, trials in self.points:
+            known = [s for trial in trials if (s := scores[trial.fingerprint]) is not None]
+            means.append(math.fsum(known) / len(known) if len(known) == len(trials) else None)
+        ranked = [(mean, each) for mean, each in zip(means, self.points, strict=True) if mean is not None]
+        ranked.sort(key=lambda pair: -pair[0])  # among equals the first
+        rows = [
+            {"point": dict(point), "round": until or trials[0].rounds, "accuracy": mean}
+            for mean, (point, trials) in zip(means, self.points, strict=True)
+        ]
+        best = [each for _, each in ranked[:keep]]
+        return dataclasses.replace(self, points=best, tried=(*self.tried, *rows))
+
+    @property
+    def chosen(self) -> Point | None:
+        """The point that is left; None where no trial came to its end."""
+        return self.points[0][0] if self.points else None
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "at": dict(self.at.labels),
+            "cells": [dict(cell.labels) for cell in self.cells],
+            "chosen": None if self.chosen is None else dict(self.chosen),
+            "tried": list(self.tried),
+        }
 
 
 def searches(cells: Sequence[Cell], tuning: Tuning) -> tuple[list[Search], list[Failure]]:
-    """One search for all cells that differ in their seed alone; cells for which no point of the grid can be."""
-    groups: dict[str, list[Cell]] = {}
+    """One search for all cells that differ in their seed alone or along shared axes; cells that no search can serve."""
+    places = {_place(cell): cell for cell in cells}
+    for axis, label in tuning.shared.items():
+        if axis not in cells[0].labels:
+            raise Invalid(
+                f"tuning.shared.{axis}: the study has no such axis; {nearest(axis, cells[0].labels)}"
+            )
+        if label not in (known := {cell.labels[axis] for cell in cells}):
+            raise Invalid(f"tuning.shared.{axis} = {label!r}: no cell is there; {nearest(label, known)}")
+    groups: dict[str, tuple[Cell, list[Cell]]] = {}
+    refused = []
     for cell in cells:
-        groups.setdefault(dataclasses.replace(cell.experiment, seed=0).fingerprint, []).append(cell)
-    found, refused = [], []
-    for members in groups.values():
+        model = places.get(_place(cell, tuning.shared))
+        if model is None:
+            refused.append(Failure(cell.labels, f"tuning: there is no cell to share with at {tuning.shared}"))
+        else:
+            seedless = dataclasses.replace(model.experiment, seed=0).fingerprint
+            groups.setdefault(seedless, (model, []))[1].append(cell)
+    found = []
+    for model, members in groups.values():
         points, reason = [], ""
         for point in tuning.points():
             try:
-                points.append((point, _trials(members[0].experiment, point, tuning)))
+                points.append((point, _trials(model.experiment, point, tuning)))
             except Invalid as error:
                 reason = str(error)
         if points:
-            found.append(Search(members, points))
+            found.append(Search(model, members, points))
         else:
             refused += [Failure(cell.labels, f"tuning: {reason}") for cell in members]
     return found, refused
 
 
-def _trials(experiment: Experiment, point: Mapping[str, str], tuning: Tuning) -> list[Experiment]:
-    """The experiment at a point of the grid, on held-out data, once for each seed; evaluated at its end alone."""
+def _trials(experiment: Experiment, point: Point, tuning: Tuning) -> list[Experiment]:
+    """The experiment at a point of the grid, on held-out data, once for each seed; evaluated at rungs and its end."""
     chosen = codec.update(experiment, list(point.items()))
-    rounds = tuning.rounds or chosen.rounds
+    every = math.gcd(*(end for end, _ in tuning.rungs)) or chosen.rounds
     task = dataclasses.replace(chosen.task, data=Holdout(chosen.task.data, tuning.share))
     return [
-        dataclasses.replace(chosen, task=task, rounds=rounds, evaluate_every=rounds, seed=seed)
+        dataclasses.replace(chosen, task=task, evaluate_every=min(every, chosen.rounds), seed=seed)
         for seed in tuning.seeds
     ]
 
 
-def tuned(search: Search, point: Mapping[str, str]) -> list[Cell]:
-    """The cells of a search at the chosen point, on all the training data."""
-    changes = list(point.items())
-    return [Cell(cell.labels, codec.update(cell.experiment, changes)) for cell in search.cells]
+def tuned(cells: Sequence[Cell], found: Sequence[Search]) -> tuple[list[Cell], list[Failure]]:
+    """The cells at the points that were chosen for them, on all the training data; and those without one."""
+    points = {_place(cell): search.chosen for search in found for cell in search.cells}
+    chosen, failed = [], []
+    for cell in cells:
+        if _place(cell) in points:
+            try:
+                chosen.append(Cell(cell.labels, _at(cell.experiment, points[_place(cell)])))
+            except Invalid as error:
+                failed.append(Failure(cell.labels, f"tuning: {error}"))
+    return chosen, failed
+
+
+def _at(experiment: Experiment, point: Point | None) -> Experiment:
+    if point is None:
+        raise Invalid("no trial of this cell came to its end")
+    return codec.update(experiment, list(point.items()))
+
+
+def _place(cell: Cell, instead: Point | None = None) -> tuple[str, ...]:
+    """The labels of a cell, or of the one that has others instead."""
+    return tuple({**cell.labels, **(instead or {})}.values())

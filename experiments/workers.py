@@ -26,6 +26,7 @@ from fedsim.types import Data, Dataset
 
 TELL_SECONDS = 0.25  # between two words of a worker on the same job
 STOP_SECONDS = 20.0  # for a worker that was asked to stop to write its checkpoint
+CHECKPOINT = "checkpoint.pt"  # in a record
 
 
 Word = tuple[Literal["round", "done", "failed"], int, Metrics | None, str]
@@ -33,12 +34,22 @@ Word = tuple[Literal["round", "done", "failed"], int, Metrics | None, str]
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be made, and the folder of its record."""
+    """A run to be made, as far as round `until` or to its end, and the folder of its record."""
 
     experiment: Experiment
     folder: Path
     engine: str = "vector"
     device: str = "auto"
+    until: int | None = None
+
+    @property
+    def rounds(self) -> int:
+        """The round after which the job is done."""
+        return min(self.until or self.experiment.rounds, self.experiment.rounds)
+
+
+class Reached(KeyboardInterrupt):
+    """(round, accuracy): a run is where its job ends. Like any interrupt it leaves a checkpoint, to go on from."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +157,10 @@ def _interrupt_once(signum: int, frame: FrameType | None) -> None:
 
 
 def work(job: Job, tell: Callable[[Word], None]) -> None:
-    """Make the run of a job, or go on with it, saying how it goes; whatever goes wrong is a word too."""
+    """Make the run of a job, or go on with it, saying how it goes; whatever goes wrong is a word too.
+
+    A run at its end keeps no checkpoint.
+    """
     from fedsim.runner import run
 
     said = 0.0
@@ -156,20 +170,27 @@ def work(job: Job, tell: Callable[[Word], None]) -> None:
         if time.monotonic() - said >= TELL_SECONDS:
             said = time.monotonic()
             tell(("round", at, metrics, ""))
+        if job.rounds <= at < job.experiment.rounds:
+            raise Reached(at, metrics["accuracy"])
 
     note = job.folder / FAILURE
     try:
-        result = run(
-            job.experiment,
-            engine=job.engine,
-            device=job.device,
-            out=job.folder,
-            resume=True,
-            progress=progress,
-            dataset=loaded(job.experiment.task.data),
-        )
+        try:
+            result = run(
+                job.experiment,
+                engine=job.engine,
+                device=job.device,
+                out=job.folder,
+                resume=True,
+                progress=progress,
+                dataset=loaded(job.experiment.task.data),
+            )
+            (job.folder / CHECKPOINT).unlink(missing_ok=True)
+            at, accuracy = result.summary["rounds"], result.accuracy
+        except Reached as reached:
+            at, accuracy = reached.args
         note.unlink(missing_ok=True)
-        tell(("done", result.summary["rounds"], {"accuracy": result.accuracy}, ""))
+        tell(("done", at, {"accuracy": accuracy}, ""))
     except Exception as error:
         job.folder.mkdir(parents=True, exist_ok=True)
         note.write_text(traceback.format_exc())

@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -26,10 +27,11 @@ from fedsim.datasets.split import IID
 from fedsim.experiments.load import load
 from fedsim.experiments.resolve import resolve, resolve_study
 from fedsim.experiments.study import Study, Tuning, axes, seeds
-from fedsim.experiments.sweep import Sweep, finished
+from fedsim.experiments.sweep import Silent, Sweep, finished
 from fedsim.experiments.sweep_command import write_frame
 from fedsim.experiments.workers import Event, Job, Word, work
 from fedsim.models import Logistic
+from fedsim.runner import run
 from fedsim.spec import Experiment
 from fedsim.strategies import HeavyBall, Median
 from fedsim.task import Task
@@ -213,6 +215,83 @@ def test_tuning_never_sees_the_test_set(tmp_path: Path) -> None:
     assert set(best["task.data.share"]) == {0.25}
     assert set(load(tmp_path)["method.lr"]) == {0.5}
     assert Sweep(tmp_path, crew=inline)(Study(SMALL, {"seed": seeds(2)}, tuning)).made == 0
+
+
+def test_halving_goes_on_from_checkpoints_of_the_real_experiment(tmp_path: Path) -> None:
+    """Each rung compares what whole runs have there; the winner is that of brute force among those who are left."""
+    base = replace(SMALL, rounds=40, evaluate_every=20)
+    grid = {"method.lr": ("1e-9", "0.001", "0.01", "0.1", "1")}
+    study = Study(base, {"seed": seeds(2)}, Tuning(grid=grid, share=0.25, rungs=((4, 3), (12, 2), (20, 1))))
+    outcome = Sweep(tmp_path, crew=inline)(study)
+    assert (outcome.made, outcome.found) == (5 + 3 + 2 + 2, 0)
+    (found,) = json.loads((tmp_path / "tuning.json").read_text())
+
+    table = dict[tuple[str, int], float]()
+    for lr in grid["method.lr"]:
+        task = replace(base.task, data=Holdout(base.task.data, 0.25))
+        trial = replace(base, task=task, method=HeavyBall(lr=float(lr)), evaluate_every=4)
+        table |= {(lr, int(line["round"])): line["accuracy"] for _, line in run(trial).frame.iterrows()}
+    left = list(grid["method.lr"])
+    for end, keep in ((4, 3), (12, 2), (20, 1)):
+        rows = [row for row in found["tried"] if row["round"] == end]
+        assert {row["point"]["method.lr"]: row["accuracy"] for row in rows} == {
+            lr: table[lr, end] for lr in left
+        }
+        left = sorted(left, key=lambda lr: -table[lr, end])[:keep]
+    assert [found["chosen"]["method.lr"]] == left
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+
+
+def test_a_rung_that_was_broken_off_goes_on(tmp_path: Path) -> None:
+    """Stopped inside the second rung: the first is not made again, and the outcome is that of an unbroken sweep."""
+
+    class Impatient(Silent):
+        def __call__(self, event: Event) -> None:
+            if event.kind == "done" and event.job.until == 12:
+                raise KeyboardInterrupt
+
+    tuning = Tuning(grid={"method.lr": ("0.01", "0.1", "1")}, rungs=((4, 2), (12, 1)))
+    study = Study(replace(SMALL, rounds=16), {"seed": seeds(1)}, tuning)
+    with pytest.raises(KeyboardInterrupt):
+        Sweep(tmp_path / "broken", crew=inline, watch=Impatient())(study)
+    outcome = Sweep(tmp_path / "broken", crew=inline)(study)
+    assert (outcome.found, outcome.made) == (3 + 1, 1 + 1)
+    Sweep(tmp_path / "whole", crew=inline)(study)
+    first, second = ((tmp_path / name / "tuning.json").read_text() for name in ("broken", "whole"))
+    assert first == second
+    pd.testing.assert_frame_equal(measured(tmp_path / "broken"), measured(tmp_path / "whole"))
+
+
+def test_cells_share_the_search_of_one_label(tmp_path: Path) -> None:
+    tuning = Tuning(grid={"method.lr": ("0.01", "0.5")}, shared={"byzantine": "1"})
+    study = Study(SMALL, axes({"seed": [0, 1], "rule": ["Median", "Mean"], "byzantine": [1, 2, 3]}), tuning)
+    outcome = Sweep(tmp_path, crew=inline)(study)
+    assert outcome.made == 2 * 2 + 12
+    found = json.loads((tmp_path / "tuning.json").read_text())
+    assert [(s["at"]["rule"], s["at"]["byzantine"]) for s in found] == [("Median", "1"), ("Mean", "1")]
+    assert [len(s["cells"]) for s in found] == [6, 6]
+    assert set(load(tmp_path / "tuning")["byzantine"]) == {1}
+    frame = load(tmp_path)
+    assert list(frame["seed"].drop_duplicates()) == [0, 1]
+    for search in found:
+        lines = frame[frame["rule"] == search["at"]["rule"]]
+        assert set(lines["method.lr"]) == {float(search["chosen"]["method.lr"])}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rungs": ((100, 5), (100, 1))}, "whose rounds grow"),
+        ({"rungs": ((100, 5), (500, 5), (600, 1))}, "ever fewer go on"),
+        ({"rungs": ((100, 5),)}, "in the end 1"),
+        ({"shared": {"byzantine": "7"}}, r"shared.byzantine = '7': no cell is there; allowed: 1, 2"),
+        ({"shared": {"byzantin": "1"}}, r"did you mean byzantine\?"),
+    ],
+)
+def test_searches_that_cannot_be(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    table = axes({"byzantine": [1, 2]})
+    with pytest.raises(Invalid, match=sentence):
+        Sweep(tmp_path, crew=inline)(Study(SMALL, table, Tuning(grid={"method.lr": ("0.1",)}, **changes)))
 
 
 def test_held_out_examples_are_the_training_sets_own() -> None:
