@@ -72,6 +72,22 @@ def peers(
 
 @app.command()
 @guarded
+def compare(
+    old: Annotated[Path, typer.Argument(help="What `fedsim bench rounds --json` printed before.")],
+    new: Annotated[Path, typer.Argument(help="And now.")],
+    margin: Annotated[float, typer.Option(min=0, help="A change of this share does not matter.")] = 0.05,
+    as_json: Json = False,
+) -> None:
+    """What became slower or faster, with intervals; exit code 1 where an engine of fedsim became slower."""
+    from fedsim.experiments.bench_compare import bench_compare
+
+    lines = _print(bench_compare(old, new, margin), as_json)
+    if any(line["verdict"] == "slower" and line["system"].startswith("fedsim") for line in lines):
+        raise typer.Exit(1)
+
+
+@app.command()
+@guarded
 def rules(
     n: Annotated[list[int], typer.Option(help="Rows; repeat.")] = [10, 50, 200],
     d: Annotated[list[int], typer.Option(help="Columns; repeat.")] = [100_000, 1_000_000],
