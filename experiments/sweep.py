@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from fedsim.experiments import load, tuning
 from fedsim.experiments.study import Cell, Failure, Study, Tuning
-from fedsim.experiments.workers import CHECKPOINT, Event, Job, processes
+from fedsim.experiments.workers import Event, Job, forget, processes
 from fedsim.record import Metrics, Record, write_whole, writing
 from fedsim.spec import Experiment
 
@@ -92,7 +92,7 @@ class Sweep:
             found = [search.halved(scores, end, keep) for search in found]
             left = {trial.fingerprint for search in found for trial in search.trials}
             for name in scores.keys() - (left if keep > 1 else set()):
-                (folder / name / CHECKPOINT).unlink(missing_ok=True)
+                forget(folder / name)
         _write(self.out / "tuning.json", [search.report() for search in found])
         chosen, failed = tuning.tuned(cells, found)
         outcome.failures += failed

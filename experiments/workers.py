@@ -26,7 +26,6 @@ from fedsim.types import Data, Dataset
 
 TELL_SECONDS = 0.25  # between two words of a worker on the same job
 STOP_SECONDS = 20.0  # for a worker that was asked to stop to write its checkpoint
-CHECKPOINT = "checkpoint.pt"  # in a record
 
 
 Word = tuple[Literal["round", "done", "failed"], int, Metrics | None, str]
@@ -185,7 +184,7 @@ def work(job: Job, tell: Callable[[Word], None]) -> None:
                 progress=progress,
                 dataset=loaded(job.experiment.task.data),
             )
-            (job.folder / CHECKPOINT).unlink(missing_ok=True)
+            forget(job.folder)
             at, accuracy = result.summary["rounds"], result.accuracy
         except Reached as reached:
             at, accuracy = reached.args
@@ -196,6 +195,12 @@ def work(job: Job, tell: Callable[[Word], None]) -> None:
         note.write_text(traceback.format_exc())
         kind = "" if isinstance(error, Invalid) else f"{type(error).__name__}: "
         tell(("failed", 0, None, f"{kind}{error}"))
+
+
+def forget(folder: Path) -> None:
+    """Remove what a run could go on from."""
+    for name in ("checkpoint.pt", "clients.bin"):
+        (folder / name).unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=1)
