@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.flat import flatten
-from fedsim.gradients import ClientGradients, one_client
+from fedsim.gradients import ClientGradients, Clip, one_client
 from fedsim.gradients.fallback import Vmap
 from fedsim.models import CNN, MLP, Logistic
 from fedsim.types import Batch, Model
@@ -94,9 +94,9 @@ def _ways(workload: Workload, device: str) -> tuple[dict[str, Callable[[], Any]]
         return [one_client(model, at, Batch(*one), clip) for at, *one in points]
 
     ways: dict[str, Callable[[], Any]] = {"floor": floor}
-    ways["layers"] = lambda: gradients(x, batch, clip=clip, out=rows)
+    ways["layers"] = lambda: gradients.prepare(x, batch, Clip.of(clip))(slice(None), rows)
     if clip is None:
-        ways["vmap"] = lambda: by_vmap(x, batch, None, rows, False)
+        ways["vmap"] = lambda: by_vmap(x, batch, None)
         ways["loop"] = loop
     else:
         ways["opacus hooks"] = _opacus(model, batch, clip, ghost=False)

@@ -79,31 +79,42 @@ class Federation:
         x[bad], y[bad] = poisoned.x, poisoned.y
         return batch
 
-    def noise(self, purpose: str, round: int, ids: Ids, call: int = 0) -> Tensor:
-        """The noise (k, d) of the mechanism on what clients `ids` send."""
-        return self.noisy(self.x0.new_zeros(len(ids), self.x0.numel()), purpose, round, ids, call)
-
     def noisy(
-        self, rows: Tensor, purpose: str, round: int, ids: Ids, call: int = 0, scale: Tensor | float = 1.0
+        self,
+        rows: Tensor,
+        purpose: str,
+        round: int,
+        ids: Ids,
+        call: int = 0,
+        scale: Tensor | float = 1.0,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """`rows` (k, d) of clients `ids` with the noise of the mechanism, times `scale` or (k,), added in place."""
-        return self.blurred(rows, self.deviation(round, ids) * scale, purpose, round, ids, call)
+        """`rows` (k, d) of clients `ids` plus the noise of the mechanism, times `scale`, one for all or (k,)."""
+        return self.blurred(rows, self.deviation(round, ids) * scale, purpose, round, ids, call, out)
 
     def blurred(
-        self, rows: Tensor, deviations: Tensor, purpose: str, round: int, ids: Ids, call: int = 0
+        self,
+        rows: Tensor,
+        deviations: Tensor,
+        purpose: str,
+        round: int,
+        ids: Ids,
+        call: int = 0,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """`rows` (k, w) with normal numbers of deviations (k,) added in place, from a stream for each client."""
+        """`rows` (k, w) plus normal numbers of deviations (k,), a stream for each client; `out` may be `rows`."""
         keys, deviation = self.keys.of(f"{purpose}/{call}", round, ids), deviations.tolist()
+        out = torch.empty_like(rows) if out is None else out
 
         def add(part: slice) -> None:
             z = torch.empty_like(rows[0])  # stays in the cache
-            for row, key, by in zip(rows[part], keys[part], deviation[part], strict=True):
-                row.add_(self.normal(z, key), alpha=by)
+            for row, key, by, to in zip(rows[part], keys[part], deviation[part], out[part], strict=True):
+                torch.add(row, self.normal(z, key), alpha=by, out=to)
 
         size = max(1, -(-len(ids) // max(torch.get_num_threads(), 1)), 2**17 // rows.shape[1])
         for _ in each(add, [slice(start, start + size) for start in range(0, len(ids), size)], self.device):
             pass
-        return rows
+        return out
 
     def normal(self, z: Tensor, key: np.uint64) -> Tensor:
         """Fill z with standard normal numbers, the stream of a key; on a device drawn from its own entropy."""
@@ -118,7 +129,7 @@ class Federation:
         moved = bound and experiment.rule.sensitivity(bound, rows, experiment.assumed)
         assert moved is not None  # the experiment was checked
         deviation = aggregate.new_tensor([ledger.privacy.scale(ledger.plan, round) * moved])
-        return self.blurred(aggregate[None].clone(), deviation, "central", round, np.array([SHARED]))[0]
+        return self.blurred(aggregate[None], deviation, "central", round, np.array([SHARED]))[0]
 
     def rule_seed(self, round: int) -> int:
         """What a random rule draws from in a round."""

@@ -37,14 +37,14 @@ class Mechanism:
         return some
 
     def noisy(self, rows: Tensor, call: int) -> Tensor:
-        """The gradients (k, d) of a call, noise added in place; raises `Invalid` where the ledger does not count it."""
+        """The gradients (k, d) of a call with noise added in place; raises `Invalid` where no ledger counts it."""
         method = self.fed.experiment.method
         if call >= method.steps:
             raise Invalid(
                 f"{type(method).__name__} asks for gradient {call + 1} of a round, its `steps` says {method.steps}: "
                 "the ledger would not count it"
             )
-        return self.fed.noisy(rows, "gradient", self.round, self.ids, call, self.bound)
+        return self.fed.noisy(rows, "gradient", self.round, self.ids, call, self.bound, out=rows)
 
     def clip(self) -> Clip:
         """The clip of the next gradients; they fill in how many examples were within it."""
@@ -57,8 +57,8 @@ class Mechanism:
         if isinstance(quantile, Quantile) and clip.inside is not None and ledger is not None:
             reach = self.privacy.reach(ledger.plan.batches, self.fed.sizes[self.ids], None)
             deviation = clip.inside.new_tensor(reach * self.privacy.count_scale(ledger.plan, self.round))
-            within = 0.5 + clip.inside - weight.sum(-1) / 2
-            self.fed.blurred(within[:, None], deviation, "count", self.round, self.ids, call)
+            told = (0.5 + clip.inside - weight.sum(-1) / 2)[:, None]
+            within = self.fed.blurred(told, deviation, "count", self.round, self.ids, call)[:, 0]
             self.bound = self.bound * ((quantile.target - within) * quantile.speed).exp()
 
     @property

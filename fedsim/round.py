@@ -35,7 +35,7 @@ class Client:
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
             return message
-        return self.fed.noisy(message[None].clone(), "message", self.round, self.ids)[0]
+        return self.fed.noisy(message[None], "message", self.round, self.ids)[0]
 
 
 def answer(fed: Federation, client: int, state: State, x: Tensor, round: int) -> tuple[State, Tensor]:

@@ -42,13 +42,16 @@ class ByzClip21SGD2M(Method):
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
         v = state["v"].lerp(env.grad(x, batch), self.beta)
         q = clip(v - state["g"], self.tau)
-        return {"v": v, "g": state["g"] + self.beta_hat * q}, env.noisy(q)
+        return {"v": v, "g": state["g"].add(q, alpha=self.beta_hat)}, env.noisy(q)
 
     def server_init(self, x: Tensor, n: int) -> State:
         return {"x": x, "m": x.new_zeros(n, x.numel())}
 
     def receive(self, state: State, rows: Tensor, ids: Tensor) -> tuple[State, Tensor]:
-        m = state["m"].index_add(0, ids, rows, alpha=self.beta_hat)
+        if len(ids) == len(state["m"]):  # all, in order
+            m = state["m"].add(rows, alpha=self.beta_hat)
+        else:
+            m = state["m"].index_add(0, ids, rows, alpha=self.beta_hat)
         return {**state, "m": m}, m
 
     def update(self, state: State, aggregate: Tensor, round: int) -> State:

@@ -62,11 +62,12 @@ def test_threads_change_neither_order_nor_noise(threads: int) -> None:
         batches=Fixed(2),
         rounds=1,
     )
-    one = Federation(replace(experiment)).noise("message", 0, np.arange(7))
+    zeros = torch.zeros(7, Federation(experiment).x0.numel())
+    one = Federation(replace(experiment)).noisy(zeros, "message", 0, np.arange(7))
     try:
         torch.set_num_threads(threads)
         assert list(each(lambda i: i * i, range(10))) == [i * i for i in range(10)]
         assert torch.get_num_threads() == threads
-        assert torch.equal(one, Federation(experiment).noise("message", 0, np.arange(7)))
+        assert torch.equal(one, Federation(experiment).noisy(zeros, "message", 0, np.arange(7)))
     finally:
         torch.set_num_threads(before)

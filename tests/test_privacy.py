@@ -164,7 +164,9 @@ def test_central_noise_is_on_the_mean_and_as_large_as_one_client_moves_it():
     assert float(drawn.std()) == pytest.approx(3.0 * 2 * 0.4 / 8, rel=0.02)
     few = torch.stack([fed.published(x, 2, t) for t in range(400)])  # six clients did not answer
     assert float(few.std()) == pytest.approx(3.0 * 2 * 0.4 / 2, rel=0.02)
-    assert not (fed.noise("message", 0, np.arange(8)) != 0).any(), "clients of a trusted server add no noise"
+    assert not (fed.noisy(torch.zeros(8, fed.x0.numel()), "message", 0, np.arange(8)) != 0).any(), (
+        "clients of a trusted server add no noise"
+    )
 
 
 def test_a_secret_cohort_amplifies_and_all_pay_for_every_round():

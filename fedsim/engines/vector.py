@@ -12,7 +12,7 @@ from fedsim.mechanism import Mechanism
 from fedsim.threads import each
 from fedsim.types import Batch, State
 
-CACHED = 2**18  # numbers in a group's rows on a CPU: a core's cache holds them with a few results
+CACHED = 2**20  # numbers in a group's rows on a CPU: small enough for the caches, large enough for Python
 STEPPED = 2**21  # where a round has several steps, each a product: more of them at once, still not all
 
 
@@ -24,36 +24,61 @@ class Clients:
         self.mechanism = Mechanism.of(fed, ids, round, state)
 
     def grad(self, x: Tensor, batch: Batch) -> Tensor:
-        clip = self.mechanism.clip() if self.mechanism else None
-        rows = self.fed.gradients(x, batch, clip=clip)
-        if self.mechanism and clip:
-            rows = self.mechanism.noisy(rows, self.calls)
-            self.mechanism.learn(clip, batch.weight, self.calls)
-        self.calls += 1
-        return self.fed.regularise(rows, x)
+        return Gradient(self, x, batch).rows(slice(None), x.new_empty(len(self.ids), x.shape[-1]))
 
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
             return message
-        return self.fed.noisy(message.clone(), "message", self.round, self.ids)
+        return self.fed.noisy(message, "message", self.round, self.ids)
+
+
+class Gradient:
+    """The gradients of clients at a point: what they follow from, of all at once, then those of some at a time."""
+
+    def __init__(self, env: Clients, x: Tensor, batch: Batch) -> None:
+        self.env, self.x, self.call = env, x, env.calls
+        clip = env.mechanism.clip() if env.mechanism else None
+        self.write = env.fed.gradients.prepare(x, batch, clip)
+        self.mechanism = env.mechanism and env.mechanism.part(slice(None))  # as it is before it learns
+        if env.mechanism and clip:
+            env.mechanism.learn(clip, batch.weight, env.calls)
+        env.calls += 1
+
+    def rows(self, clients: slice, out: Tensor) -> Tensor:
+        self.write(clients, out)
+        if self.mechanism:
+            self.mechanism.part(clients).noisy(out, self.call)
+        return self.env.fed.regularise(out, self.x if self.x.dim() == 1 else self.x[clients])
 
 
 class Group(Clients):
-    """The `Env` of some of them, of whom the gradient at x on their batch may be known already."""
+    """The `Env` of some of them, who need not work out the gradient that all ask for first."""
 
     def __init__(
-        self, env: Clients, part: slice, state: State, x: Tensor, batch: Batch, known: Tensor | None
+        self,
+        env: Clients,
+        part: slice,
+        state: State,
+        x: Tensor,
+        batch: Batch,
+        known: Gradient | None,
+        sent: Tensor,
     ) -> None:
         super().__init__(env.fed, env.ids[part], env.round, state)
-        self.x, self.batch, self.known = x, batch, known
-        self.after = env.mechanism and env.mechanism.part(part)
+        self.env, self.part, self.x, self.batch, self.known, self.sent = env, part, x, batch, known, sent
 
     def grad(self, x: Tensor, batch: Batch) -> Tensor:
         known, self.known = self.known, None
         if known is None or x is not self.x or batch is not self.batch:
             return super().grad(x, batch)
-        self.calls, self.mechanism = 1, self.after
-        return known
+        self.calls, self.mechanism = 1, self.env.mechanism and self.env.mechanism.part(self.part)
+        # a gradient is likely to be the message, unless noise is still to come
+        return known.rows(self.part, torch.empty_like(self.sent) if self.fed.message_privacy else self.sent)
+
+    def noisy(self, message: Tensor) -> Tensor:
+        if self.fed.message_privacy is None:
+            return message
+        return self.fed.noisy(message, "message", self.round, self.ids, out=self.sent)
 
 
 def rows(
@@ -63,22 +88,22 @@ def rows(
     method, n, d = fed.experiment.method, len(ids), fed.x0.numel()
     at = x if not method.peer else x[: fed.computing]  # among peers all take part
     batch, env = fed.batch(round, ids), Clients(fed, ids, round, states)
-    known = env.grad(at, batch) if method.steps == 1 else None
-    messages = fed.x0.new_empty(n, d) if known is None else known  # a message takes its gradient's place
+    messages = fed.x0.new_empty(n, d)
+    known = Gradient(env, at, batch) if method.steps == 1 else None
     after = {name: torch.empty_like(value) for name, value in states.items()}
 
     def step(part: slice) -> None:
         state = {name: value[part] for name, value in states.items()}
-        here, those = (at[part] if method.peer else at), batch.part(part)
-        group = Group(env, part, state, here, those, None if known is None else known[part])
-        state, sent = method.client_step(state, here, those, group)
+        here = at[part] if method.peer else at
+        group = Group(env, part, state, here, batch.part(part), known, messages[part])
+        state, sent = method.client_step(state, group.x, group.batch, group)
         for name, value in (state | (group.mechanism.kept if group.mechanism else {})).items():
             after[name][part] = value
-        if sent.data_ptr() != messages[part].data_ptr():
+        if sent.data_ptr() != group.sent.data_ptr():
             messages[part] = sent
 
-    size = n if fed.device != "cpu" else max(1, (STEPPED if known is None else CACHED) // d)
+    size = n if fed.device != "cpu" else max(1, (CACHED if known else STEPPED) // d)
     groups = [slice(start, min(start + size, n)) for start in range(0, n, size)]
-    for _ in map(step, groups) if known is None else each(step, groups, fed.device):
+    for _ in each(step, groups, fed.device) if known else map(step, groups):
         pass
     return after, messages

@@ -13,7 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fedsim.flat import flatten
 from fedsim.gradients.clip import Clip
-from fedsim.gradients.fallback import Loop, Vmap
+from fedsim.gradients.fallback import Loop, Vmap, known
+from fedsim.gradients.layers import Write
 from fedsim.gradients.layerwise import Layerwise
 from fedsim.gradients.reference import one_client, require_independent
 from fedsim.types import Batch
@@ -22,8 +23,8 @@ from fedsim.types import Batch
 class Route(Protocol):
     """A way to the gradients of n clients."""
 
-    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None, out: Tensor) -> None:
-        """Write the gradients (n, d), examples clipped, to `out`."""
+    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Write:
+        """Get ready to give the gradients (n, d), examples clipped."""
 
     def numbers(self, b: int, clipped: bool) -> int:
         """Numbers in memory for a client of b examples, beside the activations."""
@@ -56,23 +57,26 @@ class ClientGradients:
         clip: Clip | float | None = None,
     ) -> Tensor:
         """`one_client` for n clients: gradients (n, d) of batches (n, b, ...) at x, (d,) for all or (n, d)."""
-        with self.lock:
-            return self._rows(x, batch, clip)
-
-    def _rows(self, x: Tensor, batch: Batch, clip: Clip | float | None) -> Tensor:
-        n, b = batch.y.shape
-        out = x.new_empty(n, x.shape[-1])
-        if self.route is None:
-            self.route = self._choose(batch)
-        bounded = Clip.of(clip)
-        client = b * self.activations + x.element_size() * self.route.numbers(b, clip is not None)
-        chunks = ceil(n * client / self.memory)
-        size = ceil(n / chunks)
-        for start in range(0, n, size):
-            part = slice(start, start + size)
-            here = x if x.dim() == 1 else x[part]
-            self.route(here, batch.part(part), bounded and bounded.part(part), out[part])
+        out = x.new_empty(len(batch.y), x.shape[-1])
+        self.prepare(x, batch, Clip.of(clip))(slice(None), out)
         return out
+
+    def prepare(self, x: Tensor, batch: Batch, clip: Clip | None = None) -> Write:
+        """The same in steps: what all gradients follow from; then those of some clients at a time, in any thread."""
+        n, b = batch.y.shape
+        with self.lock:
+            if self.route is None:
+                self.route = self._choose(batch)
+            client = b * self.activations + x.element_size() * self.route.numbers(b, clip is not None)
+            chunks = ceil(n * client / self.memory)
+            if chunks == 1:
+                return self.route(x, batch, clip)
+            rows, size = x.new_empty(n, x.shape[-1]), ceil(n / chunks)
+            for start in range(0, n, size):
+                part = slice(start, start + size)
+                here = x if x.dim() == 1 else x[part]
+                self.route(here, batch.part(part), clip and clip.part(part))(slice(None), rows[part])
+            return known(rows)
 
     def _choose(self, batch: Batch) -> Route:
         """The first route that gives the gradients of two examples, each a client of its own."""
@@ -86,7 +90,7 @@ class ClientGradients:
             rows = torch.empty_like(right)
             try:
                 route = candidate()
-                route(self.x, two, Clip(inf), rows)
+                route(self.x, two, Clip(inf))(slice(None), rows)
             except Exception:
                 continue
             if ((rows - right).norm(dim=1) <= 1e-3 * right.norm(dim=1)).all():

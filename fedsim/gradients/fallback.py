@@ -9,8 +9,18 @@ from torch.nn import functional as F
 
 from fedsim.flat import unflatten
 from fedsim.gradients.clip import Clip
+from fedsim.gradients.layers import Write
 from fedsim.gradients.reference import one_client, weighted_clip
 from fedsim.types import Batch
+
+
+def known(rows: Tensor) -> Write:
+    """Of gradients (n, d) that are there."""
+
+    def write(clients: slice, out: Tensor) -> None:
+        out.copy_(rows[clients])
+
+    return write
 
 
 class Vmap:
@@ -23,7 +33,7 @@ class Vmap:
         gradients = b if clipped else 1
         return 2 * gradients * sum(p.numel() for p in self.model.parameters())  # by parameter, and as rows
 
-    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None, out: Tensor) -> None:
+    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Write:
         if clip is None:
             over = 0 if x.dim() == 2 else None
             rows = vmap(grad(self._loss), in_dims=(over, 0, 0, 0))(
@@ -31,14 +41,14 @@ class Vmap:
             )
             gradients = torch.cat([g.flatten(1) for g in rows.values()], 1)
         else:
-            each = zip(x.expand(len(out), -1), batch.x, batch.y, batch.weight, strict=True)
+            each = zip(x.expand(len(batch.y), -1), batch.x, batch.y, batch.weight, strict=True)
             gradients = torch.stack(
                 [
                     self._clipped(at, Batch(*one), clip.part(slice(i, i + 1)))
                     for i, (at, *one) in enumerate(each)
                 ]
             )
-        out.copy_(gradients)
+        return known(gradients)
 
     def _loss(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(self.model, parameters, (x,)), y, reduction="none") @ weight
@@ -62,8 +72,13 @@ class Loop:
     def numbers(self, b: int, clipped: bool) -> int:
         return 0
 
-    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None, out: Tensor) -> None:
-        each = zip(out, x.expand(len(out), -1), batch.x, batch.y, batch.weight, strict=True)
-        for i, (row, at, *one) in enumerate(each):
-            gradient = one_client(self.model, at, Batch(*one), clip and clip.part(slice(i, i + 1)))
-            row.copy_(gradient)
+    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Write:
+        each = zip(x.expand(len(batch.y), -1), batch.x, batch.y, batch.weight, strict=True)
+        return known(
+            torch.stack(
+                [
+                    one_client(self.model, at, Batch(*one), clip and clip.part(slice(i, i + 1)))
+                    for i, (at, *one) in enumerate(each)
+                ]
+            )
+        )

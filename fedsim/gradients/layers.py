@@ -8,6 +8,7 @@ the gradient of the N losses with respect to its output.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 Parameters = dict[str, Tensor]
+Write = Callable[[slice, Tensor], None]  # put the gradients of some clients (k, d) into a tensor
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,6 @@ class Rows:
 class Layer(ABC):
     """A module, in the form that serves n clients."""
 
-    each: Tensor | None = None  # gradients (N, ...) of examples, which `square_norms` may leave for `write`
-
     def __init__(self, module: Any) -> None:
         self.module = module
 
@@ -51,11 +51,13 @@ class Layer(ABC):
         """What to keep, and the output."""
 
     @abstractmethod
-    def square_norms(self, kept: Tensor, g: Tensor) -> Tensor:
-        """The squared norm (N,) of each example's gradient."""
+    def square_norms(self, kept: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The squared norm (N,) of each example's gradient; gradients (N, ...) that came about, for `write`."""
 
     @abstractmethod
-    def write(self, kept: Tensor, g: Tensor, weight: Tensor | None, rows: Rows, n: int) -> None:
+    def write(
+        self, kept: Tensor, g: Tensor, weight: Tensor | None, each: Tensor | None, rows: Rows, n: int
+    ) -> None:
         """Put sum_j weight_ij grad_ij of each client i; weight (n, b), or None where g has it already."""
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from fedsim.gradients.clip import Clip
-from fedsim.gradients.layers import Layer, Parameters, Rows
+from fedsim.gradients.layers import Layer, Parameters, Rows, Write
 from fedsim.gradients.products import Conv2d, Linear
 from fedsim.gradients.scales import Embedding, GroupNorm, LayerNorm
 from fedsim.types import Batch
@@ -75,16 +75,33 @@ class Layerwise:
     def numbers(self, b: int, clipped: bool) -> int:
         return b * self.stored if clipped else 0
 
-    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None, out: Tensor) -> None:
+    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Write:
         kept, back = self._backward(x, batch, weighted=clip is None)
-        with torch.no_grad():
-            views = self._views(out)
-            weights: list[Tensor | None] = [None] * len(views)
-            if clip is not None:
-                squares = self._squares(kept, back).unflatten(1, batch.weight.shape)
-                weights = list(clip.weights(squares, batch.weight).expand(len(views), -1, -1))
-            for (name, view), weight in zip(views.items(), weights, strict=True):
-                self.layers[name].write(kept[name], back[name], weight, Rows(view), len(out))
+        each: dict[str, Tensor | None] = dict.fromkeys(self.layers)
+        weights: dict[str, Tensor | None] = dict.fromkeys(self.layers)
+        if clip is not None:
+            with torch.no_grad():
+                squares, each = self._squares(kept, back)
+                factors = clip.weights(squares.unflatten(1, batch.weight.shape), batch.weight)
+            weights = dict(zip(self.layers, factors.expand(len(each), -1, -1), strict=True))
+        b = batch.y.shape[1]
+
+        def write(clients: slice, out: Tensor) -> None:
+            start = clients.start or 0
+            examples = slice(start * b, (start + len(out)) * b)
+            with torch.no_grad():
+                for name, view in self._views(out).items():
+                    weight, own = weights[name], each[name]
+                    self.layers[name].write(
+                        kept[name][examples],
+                        back[name][examples],
+                        None if weight is None else weight[clients],
+                        None if own is None else own[examples],
+                        Rows(view),
+                        len(out),
+                    )
+
+        return write
 
     def _backward(
         self, x: Tensor, batch: Batch, weighted: bool
@@ -108,11 +125,15 @@ class Layerwise:
         back = torch.autograd.grad(logits, [call.output for call in calls.values()], start)
         return {name: call.kept for name, call in calls.items()}, dict(zip(calls, back, strict=True))
 
-    def _squares(self, kept: dict[str, Tensor], back: dict[str, Tensor]) -> Tensor:
-        """The squared norm of each example's gradient by layer, (L, N)."""
-        squares = [layer.square_norms(kept[name], back[name]) for name, layer in self.layers.items()]
-        self.stored = sum(layer.each[0].numel() for layer in self.layers.values() if layer.each is not None)
-        return torch.stack(squares)
+    def _squares(
+        self, kept: dict[str, Tensor], back: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor | None]]:
+        """The squared norm of each example's gradient by layer, (L, N), and what `write` may use."""
+        both = {name: layer.square_norms(kept[name], back[name]) for name, layer in self.layers.items()}
+        self.stored = sum(each[0].numel() for _, each in both.values() if each is not None)
+        return torch.stack([square for square, _ in both.values()]), {
+            n: each for n, (_, each) in both.items()
+        }
 
     def _views(self, x: Tensor) -> dict[str, Parameters]:
         """Views of x (..., d) as the parameters of each layer."""

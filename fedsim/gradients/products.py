@@ -16,7 +16,7 @@ class Product(Layer):
     """A layer with weight gradient h' u: what went in, u (t, k), and what came back, h (t, o), over t places.
 
     Its squared norm is <u u', h h'>, without the gradient (Li et al., 2022: ghost norm), or is read from the
-    gradient, which then stays for `write`: whichever costs less.
+    gradient, which then serves `write`: whichever costs less.
     """
 
     @abstractmethod
@@ -35,32 +35,33 @@ class Product(Layer):
     def over_places(self, g: Tensor) -> Tensor:
         """The bias gradient (N, o) of each example."""
 
-    def square_norms(self, kept: Tensor, g: Tensor) -> Tensor:
+    def square_norms(self, kept: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
         o, k = self.module.weight.flatten(1).shape
         t = g[0].numel() // o
         store = t > 1 and 2 * t * (k + o) > k * o
-        self.each = g.new_empty(len(g), o, k) if store else None
+        each = g.new_empty(len(g), o, k) if store else None
         norms = g.new_empty(len(g))
         size = max(1, _block(g) // (t * k))
         for start in range(0, len(g), size):
             block = slice(start, start + size)
             u, h = self.matrices(kept[block], g[block])
-            if self.each is not None:
-                norms[block] = square(torch.bmm(h.mT, u, out=self.each[block]))
+            if each is not None:
+                norms[block] = square(torch.bmm(h.mT, u, out=each[block]))
             elif t == 1:
                 norms[block] = square(u) * square(h)
             else:
                 norms[block] = ((u @ u.mT) * (h @ h.mT)).sum((1, 2))
-        return norms if self.module.bias is None else norms.add_(square(self.over_places(g)))
+        return norms if self.module.bias is None else norms.add_(square(self.over_places(g))), each
 
-    def write(self, kept: Tensor, g: Tensor, weight: Tensor | None, rows: Rows, n: int) -> None:
-        if self.each is None or weight is None:
+    def write(
+        self, kept: Tensor, g: Tensor, weight: Tensor | None, each: Tensor | None, rows: Rows, n: int
+    ) -> None:
+        if each is None or weight is None:
             g, weight = weighed(g, weight), None
             self.write_weight(kept, g, rows, n)
         else:
-            sums: Tensor = weight.unsqueeze(1) @ self.each.view(n, -1, self.each[0].numel())
-            rows.put("weight", self.shaped(sums.view(n, *self.each.shape[1:])))
-            self.each = None
+            sums: Tensor = weight.unsqueeze(1) @ each.view(n, -1, each[0].numel())
+            rows.put("weight", self.shaped(sums.view(n, *each.shape[1:])))
         if self.module.bias is not None:
             rows.put("bias", total(self.over_places(g), weight, n))
 

@@ -34,16 +34,17 @@ class Norm(Layer):
         y = z * self.beside(own["weight"], z.dim())
         return x, y + self.beside(own["bias"], z.dim()) if "bias" in own else y
 
-    def square_norms(self, kept: Tensor, g: Tensor) -> Tensor:
-        self.each = self.over_places(self.normalise(kept) * g)
-        norms = square(self.each)
-        return norms if self.module.bias is None else norms + square(self.over_places(g))
+    def square_norms(self, kept: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
+        each = self.over_places(self.normalise(kept) * g)
+        norms = square(each)
+        return norms if self.module.bias is None else norms + square(self.over_places(g)), each
 
-    def write(self, kept: Tensor, g: Tensor, weight: Tensor | None, rows: Rows, n: int) -> None:
-        each = self.over_places(self.normalise(kept) * g) if self.each is None else self.each
+    def write(
+        self, kept: Tensor, g: Tensor, weight: Tensor | None, each: Tensor | None, rows: Rows, n: int
+    ) -> None:
+        each = self.over_places(self.normalise(kept) * g) if each is None else each
         rows.put("weight", total(each, weight, n))
         rows.put("bias", total(self.over_places(g), weight, n))
-        self.each = None
 
 
 class GroupNorm(Norm):
@@ -95,12 +96,14 @@ class Embedding(Layer):
         padding = self.module.padding_idx
         return g if padding is None else g.masked_fill((kept == padding).unsqueeze(-1), 0.0)
 
-    def square_norms(self, kept: Tensor, g: Tensor) -> Tensor:
+    def square_norms(self, kept: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
         x, g = kept.flatten(1), self._without_padding(kept, g).reshape(len(g), -1, g.shape[-1])
         same = x.unsqueeze(1) == x.unsqueeze(2)
-        return ((g @ g.mT) * same).sum((1, 2))
+        return ((g @ g.mT) * same).sum((1, 2)), None
 
-    def write(self, kept: Tensor, g: Tensor, weight: Tensor | None, rows: Rows, n: int) -> None:
+    def write(
+        self, kept: Tensor, g: Tensor, weight: Tensor | None, each: Tensor | None, rows: Rows, n: int
+    ) -> None:
         view = rows.views["weight"]
         view.zero_()
         client = self._client(kept, n).expand_as(kept)

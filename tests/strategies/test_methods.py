@@ -109,7 +109,7 @@ def test_algorithm_1_line_by_line() -> None:
     x = fed.x0.double().numpy()
     v, g, m = (np.zeros((k, len(x))) for k in (h, h, e.clients))
     for t, ours in enumerate(rounds(e)):
-        omega = fed.noise("message", t, np.arange(h)).double().numpy()
+        omega = fed.noisy(torch.zeros(h, fed.x0.numel()), "message", t, np.arange(h)).double().numpy()
         messages = np.zeros((e.clients, len(x)))
         for i, gradient in enumerate(gradients(fed, x, t)):
             v[i] = (1 - beta) * v[i] + beta * gradient
@@ -124,7 +124,9 @@ def test_algorithm_1_line_by_line() -> None:
 
 def test_noise_has_the_scale_that_the_accountant_was_told() -> None:
     fed = Federation(replace(BASE, task=Task(data=Blobs(), model=Logistic())))
-    noise = torch.cat([fed.noise("message", t, np.arange(7)).flatten() for t in range(200)])
+    noise = torch.cat(
+        [fed.noisy(torch.zeros(7, fed.x0.numel()), "message", t, np.arange(7)).flatten() for t in range(200)]
+    )
     assert float(noise.std()) == pytest.approx(0.2 * 2 * 0.3, rel=0.02)  # multiplier times sensitivity 2 tau
 
 
@@ -185,7 +187,11 @@ def test_safe_dshb_line_by_line() -> None:
     x = fed.x0.double().numpy()
     m = np.zeros((e.clients, len(x)))
     for t, ours in enumerate(rounds(e)):
-        omega = fed.noise("message", t, np.arange(e.honest)).double().numpy()
+        omega = (
+            fed.noisy(torch.zeros(e.honest, fed.x0.numel()), "message", t, np.arange(e.honest))
+            .double()
+            .numpy()
+        )
         for i, gradient in enumerate(gradients(fed, x, t)):
             m[i] = 0.6 * m[i] + 0.4 * (clipped(gradient, 0.3) + omega[i])
         m[e.honest :] = -10 * m[: e.honest].mean(0)
