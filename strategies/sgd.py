@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
+import torch
 from torch import Tensor
 
 from fedsim.check import Count, Momentum, Positive
@@ -66,9 +67,9 @@ class FedAvg(Method):
         return self.tau if isfinite(self.tau) else None
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        y = x
+        y, lr = x, rate(self.lr, env.round)
         for part in batch.split(self.local_steps):
-            y = y - rate(self.lr, env.round) * env.grad(y, part)
+            y = torch.sub(y, env.grad(y, part), alpha=lr)
         return state, env.noisy(clip(x - y, self.tau))
 
     def update(self, state: State, aggregate: Tensor, round: int) -> State:

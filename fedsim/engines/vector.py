@@ -87,23 +87,24 @@ def rows(
     """The gradients of all at once; what a method makes of them group by group, so that it stays in the cache."""
     method, n, d = fed.experiment.method, len(ids), fed.x0.numel()
     at = x if not method.peer else x[: fed.computing]  # among peers all take part
-    batch, env = fed.batch(round, ids), Clients(fed, ids, round, states)
-    messages = fed.x0.new_empty(n, d)
-    known = Gradient(env, at, batch) if method.steps == 1 else None
+    env, messages = Clients(fed, ids, round, states), fed.x0.new_empty(n, d)
+    batch = fed.batch(round, ids) if method.steps == 1 else None
+    known = Gradient(env, at, batch) if batch else None
     after = {name: torch.empty_like(value) for name, value in states.items()}
 
     def step(part: slice) -> None:
         state = {name: value[part] for name, value in states.items()}
         here = at[part] if method.peer else at
-        group = Group(env, part, state, here, batch.part(part), known, messages[part])
+        those = batch.part(part) if batch else fed.batch(round, ids[part])
+        group = Group(env, part, state, here, those, known, messages[part])
         state, sent = method.client_step(state, group.x, group.batch, group)
         for name, value in (state | (group.mechanism.kept if group.mechanism else {})).items():
             after[name][part] = value
         if sent.data_ptr() != group.sent.data_ptr():
             messages[part] = sent
 
-    size = n if fed.device != "cpu" else max(1, (CACHED if known else STEPPED) // d)
+    size = n if fed.device != "cpu" else max(1, (CACHED if batch else STEPPED) // d)
     groups = [slice(start, min(start + size, n)) for start in range(0, n, size)]
-    for _ in each(step, groups, fed.device) if known else map(step, groups):
+    for _ in each(step, groups, fed.device) if batch else map(step, groups):
         pass
     return after, messages
