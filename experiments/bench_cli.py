@@ -26,7 +26,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads that torch may
 @guarded
 def rounds(
     workload: Annotated[
-        list[str], typer.Option(help="W1 to W6; repeat, or with commas (default: all).")
+        list[str], typer.Option(help="W1 to W7; repeat, or with commas (default: all).")
     ] = [],
     count: Annotated[int, typer.Option(min=1, help="Rounds to time.")] = 20,
     threads: Threads = None,
@@ -84,6 +84,31 @@ def compare(
     lines = _print(bench_compare(old, new, margin), as_json)
     if any(line["verdict"] == "slower" and line["system"].startswith("fedsim") for line in lines):
         raise typer.Exit(1)
+
+
+@app.command()
+@guarded
+def growth(
+    n: Annotated[list[int], typer.Option(min=1, help="Clients; repeat.")] = [10, 100, 1000, 10_000],
+    d: Annotated[list[int], typer.Option(min=805, help="Parameters, about; repeat.")] = [
+        10_000,
+        100_000,
+        1_000_000,
+        10_000_000,
+    ],
+    count: Annotated[int, typer.Option(min=1, help="Rounds to time.")] = 5,
+    threads: Threads = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write growth.csv and growth.svg into this folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Seconds per round and peak memory as clients or parameters grow, each in a process of its own."""
+    from fedsim.experiments.bench_growth import bench_growth, save_growth
+
+    lines = _print(bench_growth(n, d, count, threads), as_json)
+    if out is not None:
+        save_growth(lines, out)
 
 
 @app.command()

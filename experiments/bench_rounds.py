@@ -30,7 +30,18 @@ from fedsim.privacy import ExampleDP, MessageDP
 from fedsim.round import Server, finish
 from fedsim.runner import choose
 from fedsim.spec import Experiment
-from fedsim.strategies import NNM, ByzClip21SGD2M, ByzClipSGD, Chain, FedAvg, FedSGD, Mean, Median
+from fedsim.states import States
+from fedsim.strategies import (
+    NNM,
+    ByzClip21SGD2M,
+    ByzClipSGD,
+    Chain,
+    Clip21SGD2M,
+    FedAvg,
+    FedSGD,
+    Mean,
+    Median,
+)
 from fedsim.task import Task, evaluate
 
 W1 = Experiment(
@@ -57,6 +68,9 @@ WORKLOADS = {
     ),
     "W5": replace(W1, method=FedAvg(lr=0.1, local_steps=10)),
     "W6": replace(W1, clients=20, privacy=ExampleDP(clip=1.0, noise=1.0)),
+    "W7": replace(
+        W1, clients=10_000, cohort=100, method=Clip21SGD2M(lr=10.0, tau=1.0, beta=0.5, beta_hat=0.5)
+    ),
 }
 WARM, TURN = 3, 5  # rounds before the first that counts, and in a turn
 
@@ -91,7 +105,7 @@ def bench_rounds(
             others = start(against, peers, Path(place))
             for process in others:
                 stack.callback(process.close)
-            runs: list[_Run | Process] = [*others, _Run(fed, "loop"), _Run(fed, "vector")]
+            runs: list[Run | Process] = [*others, Run(fed, "loop"), Run(fed, "vector")]
             times: dict[str, list[tuple[float, float]]] = {run.system: [] for run in runs}
             for count in (WARM, *_turns(rounds)):
                 for run in runs:
@@ -105,7 +119,7 @@ def _turns(rounds: int) -> list[int]:
     return [min(TURN, rounds - done) for done in range(0, rounds, TURN)]
 
 
-def _line(fed: Federation, run: _Run | Process, times: list[tuple[float, float]]) -> dict[str, Any]:
+def _line(fed: Federation, run: Run | Process, times: list[tuple[float, float]]) -> dict[str, Any]:
     facts, x = run.finish()
     if x is None:
         return facts
@@ -123,12 +137,12 @@ def _line(fed: Federation, run: _Run | Process, times: list[tuple[float, float]]
     }
 
 
-class _Run:
+class Run:
     """A run of one engine, in turns as a peer's."""
 
     def __init__(self, fed: Federation, engine: str) -> None:
         self.fed, self.system, self.step = fed, f"fedsim {engine}", engines.get(engine)
-        self.server, self.states = Server.start(fed), fed.client_states()
+        self.server, self.states = Server.start(fed), States.start(fed.client_state(), fed.computing)
         self.round, self.floor = 0, _floor(fed)
 
     def turn(self, rounds: int) -> list[tuple[float, float]]:
@@ -140,7 +154,8 @@ class _Run:
     def _round(self) -> None:
         ids = self.fed.cohort(self.round)
         working = ids[ids < self.fed.computing]
-        self.states, rows = self.step(self.fed, self.states, self.server.x, self.round, working)
+        mine, rows = self.step(self.fed, self.states.of(working), self.server.x, self.round, working)
+        self.states = self.states.after(working, mine)
         self.server, _ = finish(self.fed, self.server, rows, ids, self.round)
         self.round += 1
 

@@ -37,7 +37,9 @@ class Entry:
 
 
 def _square(n: int, d: int, f: int) -> bool:
-    return 1.1 * 4 * n * n * d <= _bytes("MemAvailable", "/proc/meminfo")  # differences of all pairs of rows
+    return 1.1 * 4 * n * n * d <= proc_bytes(
+        "MemAvailable", "/proc/meminfo"
+    )  # differences of all pairs of rows
 
 
 def _subsets(n: int, d: int, f: int) -> bool:
@@ -174,12 +176,12 @@ def _extra_memory(call: Call, rows: Tensor) -> float | None:
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     clear.write_text("5")  # starts the high-water mark anew
-    at_first = _bytes("VmRSS")
+    at_first = proc_bytes("VmRSS")
     output = call(rows)
-    return float(max(0.0, _bytes("VmHWM") - at_first - output.nbytes) / 2**20)
+    return float(max(0.0, proc_bytes("VmHWM") - at_first - output.nbytes) / 2**20)
 
 
-def _bytes(what: str, file: str = "/proc/self/status") -> float:
+def proc_bytes(what: str, file: str = "/proc/self/status") -> float:
     """An entry of a file of the kernel's; infinity where there is none."""
     with suppress(OSError):
         for line in Path(file).read_text().splitlines():

@@ -38,6 +38,8 @@ class Task:
         self.folder, self.system = Path(folder), system
         facts: dict[str, Any] = json.loads((self.folder / "task.json").read_text())
         self.experiment: dict[str, Any] = facts["experiment"]
+        if self.experiment["cohort"] != "none":
+            leave_out("its script has all clients take part in every round")
         self.method: dict[str, Any] = self.experiment["method"]
         self.byzantine: int = self.experiment["byzantine"]
         self.lr: float = self.method["lr"]
