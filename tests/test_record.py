@@ -71,16 +71,20 @@ from fedsim import run
 import fedsim.runner as module
 sys.path.insert(0, {tests!r})
 from test_record import PRIVATE
-module.SAVE_SECONDS = 0.0
-run(PRIVATE, out={out!r}, resume=True, progress=lambda r, m: (print(r, flush=True), time.sleep(0.02)))
+module.SAVE_SECONDS = {seconds}
+run(PRIVATE, out={out!r}, resume=True, memory={memory}, progress=lambda r, m: (print(r, flush=True), time.sleep(0.02)))
 """
 
 
-def test_kill_dash_nine_at_any_moment(tmp_path: Path) -> None:
-    """Killed again and again at odd moments, with a checkpoint every round, it ends as if nothing had been."""
+@pytest.mark.parametrize(("seconds", "memory"), [(0.0, 4.0), (0.0, 0.0), (0.05, 0.0)])
+def test_kill_dash_nine_at_any_moment(tmp_path: Path, seconds: float, memory: float) -> None:
+    """Killed again and again at odd moments, at and between checkpoints, it ends as if nothing had been.
+
+    Without memory for the clients' states their file changes in every round.
+    """
     whole = run(PRIVATE)
-    code = SLOW.format(tests=str(Path(__file__).parent), out=str(tmp_path))
-    for wait in (0.013, 0.051):
+    code = SLOW.format(tests=str(Path(__file__).parent), out=str(tmp_path), seconds=seconds, memory=memory)
+    for wait in (0.013, 0.091):
         child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         child.stdout.readline()
