@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -28,6 +28,20 @@ class Plot:
     name: str
     figure: Figure
     lines: list[tuple[str, str, str]] = field(default_factory=list)
+
+    @contextmanager
+    def with_legend(self) -> Iterator[None]:
+        """The figure as it stands in a file, with the names of its lines; on a page they are buttons beside it."""
+        parts = {part.get_gid(): part for part in self.figure.findobj()}
+        shown = self.lines if len(self.lines) > 1 else []
+        legend = self.figure.legend(
+            [parts[line] for line, _, _ in shown], [title for _, title, _ in shown], loc="outside upper left",
+            fontsize=8, frameon=False, labelcolor=INK, ncols=2,
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            legend.remove()
 
     def svg(self) -> str:
         buffer = BytesIO()
@@ -149,6 +163,30 @@ def heat(name: str, table: pd.DataFrame, rows: str, columns: str, label: str) ->
         axes.spines[:].set_visible(False)
         axes.set(xlabel=columns, ylabel=rows)
         axes.set_title(label, fontsize=9, loc="left", color=MUTED)
+        return Plot(name, figure)
+
+
+def weights(name: str, table: pd.DataFrame, honest: Sequence[int]) -> Plot:
+    """The weight of each client (column) in each setting (row), times their number: 1 is as in the plain mean.
+
+    `honest` of each row's clients are honest: the first ones, up to a line.
+    """
+    with inked():
+        figure, (axes,) = canvas(height=max(1.8, 1.1 + 0.3 * len(table)))
+        values = table.to_numpy(float)
+        n = np.isfinite(values).sum(1, keepdims=True)
+        mesh = axes.pcolormesh(np.ma.masked_invalid(values * n), cmap="cividis", vmin=0, vmax=3)
+        for row, count in enumerate(honest):
+            axes.plot([count, count], [row, row + 1], color="#ffffff", linewidth=1.6)
+        axes.set_yticks(np.arange(len(table)) + 0.5, [short(r) for r in table.index])
+        axes.set(xlabel="client; Byzantine ones right of the line", ylabel=table.index.name)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.invert_yaxis()
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        bar = figure.colorbar(mesh, ax=axes, extend="max", shrink=0.9)
+        bar.outline.set_visible(False)
+        bar.set_label("weight x n")
         return Plot(name, figure)
 
 

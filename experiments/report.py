@@ -17,6 +17,7 @@ from fedsim.experiments.results import Results
 from fedsim.experiments.sections import Section
 from fedsim.record import write_whole, writing
 
+MAIN = 4  # figures in a small report
 INKS = {
     plots.INK: "var(--ink)",
     plots.MUTED: "var(--muted)",
@@ -25,30 +26,41 @@ INKS = {
 }
 
 
-def report(folder: Path) -> Path:
-    """Write FOLDER/report/ (index.html, figures, tables) and return the page; raises `Invalid` without records."""
+def report(folder: Path, out: Path | None = None, small: bool = False) -> Path:
+    """Write OUT, by default FOLDER/report (index.html, figures, tables), and return the page.
+
+    `small` leaves a few figures as SVG beside the page, which has them all: what is worth keeping under version
+    control. Raises `Invalid` where there are no records.
+    """
     results = Results.of(folder)
-    out = folder / "report"
+    out = out or folder / "report"
     found = [section for make in sections.ALL if (section := make(results))]
+    plots = [plot for section in found for figure in section.figures for plot in figure.plots.values()]
+    content: dict[str, bytes] = {}
+    for plot in plots[:MAIN] if small else plots:
+        with plot.with_legend():
+            content |= {f"{plot.name}.svg": plot.svg().encode()}
+            content |= {} if small else {f"{plot.name}.png": plot.png()}
+    table = results.table()
+    content |= {"table.csv": table.to_csv(index=False).encode(), "table.tex": latex(table).encode()}
+    page = out / "index.html"
     with writing(out):
-        out.mkdir(exist_ok=True)
-        for section in found:
-            for figure in section.figures:
-                for plot in figure.plots.values():
-                    (out / f"{plot.name}.svg").write_text(plot.svg())
-                    (out / f"{plot.name}.png").write_bytes(plot.png())
-        table = results.table()
-        table.to_csv(out / "table.csv", index=False)
-        (out / "table.tex").write_text(latex(table))
-        page = out / "index.html"
-        write_whole(page, html(results, found, table).encode())
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in content.items():
+            (out / name).write_bytes(text)
+        write_whole(page, html(results, found, table, list(content)).encode())
     return page
 
 
-def html(results: Results, found: Sequence[Section], table: pd.DataFrame) -> str:
-    """The page."""
+def html(results: Results, found: Sequence[Section], table: pd.DataFrame, beside: Sequence[str]) -> str:
+    """The page; `beside` are the names of the files that lie beside it."""
     template = Template((files("fedsim.experiments") / "report.html").read_text())
-    body = [_facts(results), _notes(results), _section_table(table), *(_section(s, results) for s in found)]
+    body = [
+        _facts(results),
+        _notes(results),
+        _section_table(table),
+        *(_section(s, results, beside) for s in found),
+    ]
     return template.substitute(
         title=escape(results.folder.absolute().name),
         lead="Test accuracy; means over seeds, bands from the lowest to the highest.",
@@ -76,13 +88,13 @@ def _notes(results: Results) -> str:
     return "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>" if notes else ""
 
 
-def _section(section: Section, results: Results) -> str:
-    figures = "\n".join(_figure(figure, results) for figure in section.figures)
+def _section(section: Section, results: Results, beside: Sequence[str]) -> str:
+    figures = "\n".join(_figure(figure, results, beside) for figure in section.figures)
     head = f"<h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>"
     return f'<section>{head}<div class="grid">{figures}</div></section>'
 
 
-def _figure(figure: sections.Figure, results: Results) -> str:
+def _figure(figure: sections.Figure, results: Results, beside: Sequence[str]) -> str:
     names = list(figure.plots)
     choice = ""
     if len(names) > 1:
@@ -92,11 +104,12 @@ def _figure(figure: sections.Figure, results: Results) -> str:
     prints = ", ".join(dict.fromkeys(figure.experiments))
     commands = [results.command, f"fedsim report {results.folder}"]
     command = escape("\n".join(c for c in commands if c))
-    files_ = ", ".join(f'<a href="{p.name}.svg">{p.name}.svg</a>' for p in figure.plots.values())
+    drawn = {plot.name for plot in figure.plots.values()}
+    links = ", ".join(f'<a href="{file}">{file}</a>' for file in beside if Path(file).stem in drawn)
     return (
         f"<figure><h3>{escape(figure.title)}</h3>{choice}{panels}<figcaption>{escape(figure.caption)}"
         f"<details><summary>{len(set(figure.experiments))} experiments, command, files</summary>"
-        f"<pre><code>{command}</code></pre><code>{prints}</code><br>{files_} (and .png)</details>"
+        f"<pre><code>{command}</code></pre><code>{prints}</code><br>{links}</details>"
         "</figcaption></figure>"
     )
 

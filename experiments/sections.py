@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import pandas as pd
 import torch
 from pandas.api.types import is_numeric_dtype
 
@@ -18,6 +19,7 @@ from fedsim.experiments.plots import Plot
 from fedsim.experiments.results import MANY, Results
 from fedsim.federation import deal
 from fedsim.keys import Keys
+from fedsim.spec import Experiment
 from fedsim.types import Data, Dataset
 
 SPLITS = 6  # at most so many splits are drawn
@@ -66,6 +68,8 @@ def diagnostics(results: Results) -> Section | None:
     if not known:
         return None
     figures = [_over_rounds(results, metric, label, title) for metric, (label, title) in known.items()]
+    if "weights" in results.frame and results.frame["weights"].notna().any():
+        figures.append(_weights(results))
     return Section(
         "Inside the rounds", "What the rule saw and made of it, in the rounds that were evaluated.", figures
     )
@@ -102,12 +106,13 @@ def robustness(results: Results) -> Section | None:
 
 
 def cost(results: Results) -> Section:
-    """Accuracy against seconds and bytes."""
+    """Accuracy against seconds and bytes that messages and models take on the wire."""
     final = results.final.assign(megabytes=_megabytes(results))
     plot = plots.cost("cost", list(results.lines(final, results.line_axis)))
     caption = (
-        "One point a run. Bytes: 4 for each of d coordinates, to and from each client in each round, as the methods "
-        "send them without compression. Seconds are those of this machine."
+        "One point a run. Bytes: in each round the model to each client, 4 bytes a coordinate, and its message back, "
+        "of 4 bytes or, where it is made of signs, of one bit; among peers the message to every other one. Without "
+        "compression and headers. Seconds are those of this machine."
     )
     return Section(
         "Cost",
@@ -170,6 +175,25 @@ def _over_rounds(results: Results, metric: str, label: str, title: str) -> Figur
     return Figure(title, "", parts, list(known["experiment"].unique()))
 
 
+def _weights(results: Results) -> Figure:
+    """Who was filtered: the weight of each client, a mean over the evaluated rounds and the seeds."""
+    known = results.frame[results.frame["weights"].notna()]
+    parts = dict[str, Plot]()
+    for number, (name, part) in enumerate(results.panels((results.line_axis,))):
+        if len(part := part[part.index.isin(known.index)]):
+            groups = list(results.lines(part, results.line_axis))
+            rows = {title: pd.DataFrame(runs["weights"].tolist()).mean() for title, runs in groups}
+            table = pd.DataFrame(rows).T.rename_axis(results.line_axis)
+            honest = [int((runs["clients"] - runs["byzantine"]).iloc[0]) for _, runs in groups]
+            parts[name] = plots.weights(f"weights-{number}", table, honest)
+    caption = (
+        "The mean over the evaluated rounds and the seeds, times n: 1 as in the plain mean, 0 filtered out."
+    )
+    return Figure(
+        "Weight of each client in the aggregate", caption, parts, list(known["experiment"].unique())
+    )
+
+
 def _heat(results: Results, name: str, rows: str | None, columns: str, worst: str | None) -> Figure:
     """Accuracy by two axes, one part for each setting of the others; `worst` is an axis of which the worst counts."""
     assert rows is not None
@@ -202,9 +226,16 @@ def _decides(results: Results, axis: str, field: str) -> bool:
 def _megabytes(results: Results) -> list[float]:
     final = results.final
     size = {
-        r.fingerprint: _parameters(r.folder) * experiment.active for r, experiment in records(results.folder)
+        record.fingerprint: _parameters(record.folder) * bytes_a_coordinate(experiment)
+        for record, experiment in records(results.folder)
     }
-    return list(4e-6 * 2 * final["round"] * final["experiment"].map(size))
+    return list(1e-6 * final["round"] * final["experiment"].map(size))
+
+
+def bytes_a_coordinate(experiment: Experiment) -> float:
+    """What a round sends, of all clients together, for one coordinate of the model."""
+    message, active = experiment.method.bits / 8, experiment.active
+    return active * (active - 1) * message if experiment.method.peer else active * (4 + message)
 
 
 def _parameters(folder: Path) -> float:

@@ -35,5 +35,5 @@ class Events:
         if metrics and metrics["round"] > self.written:
             self.written = metrics["round"]
             for name, value in metrics.items():
-                if name != "round" and value is not None:
+                if name != "round" and isinstance(value, int | float):
                     self.writer.add_scalar(name, value, self.written)

@@ -115,11 +115,13 @@ def sweep(
 @guarded
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder of records, of fedsim sweep or fedsim run.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write it; by default FOLDER/report.")] = None,
+    small: Annotated[bool, typer.Option(help="The page, the table and a few figures.")] = False,
 ) -> None:
-    """Write FOLDER/report: one page that needs nothing else, the figures as files, the table as CSV and LaTeX."""
+    """Write a report: one page that needs nothing else, the figures as files, the table as CSV and LaTeX."""
     from fedsim.experiments.report import report
 
-    typer.echo(f"page     {report(folder)}")
+    typer.echo(f"page     {report(folder, out, small)}")
 
 
 @app.command(name="list")

@@ -34,6 +34,7 @@ UNACCOUNTED = (
 SAVE_SECONDS = 10.0  # a killed run loses at most about so much work, or where checkpoints take long
 SAVE_SHARE = 0.04  # as much as keeps them to this share of the time,
 DISK = 250e6  # at so many bytes a second until one has been timed
+LISTED = 50  # clients whose weights are recorded one by one
 
 Progress = Callable[[int, Metrics], None]
 
@@ -222,26 +223,30 @@ def _measure(live: _Live, fed: Federation, seen: Seen | None, before: Tensor | N
     """Accuracy and loss on the test set, epsilon spent, and what the rule made of what it saw.
 
     deviation: how far the aggregate lies from the honest mean. byzantine_weight: that of the Byzantine rows in it,
-    where the rule can say (`influence`); their number over n for the plain mean, 0 where all were filtered.
+    where the rule can say (`influence`); their number over n for the plain mean, 0 where all were filtered. weights:
+    of each client, where all took part and they are at most 50.
     """
     accuracy, loss = evaluate(fed.model, live.x(fed), fed.test)
-    metrics = {"round": live.round, "accuracy": accuracy, "loss": loss}
+    metrics: Metrics = {"round": live.round, "accuracy": accuracy, "loss": loss}
     if seen:
         honest = seen.rows[: seen.honest].mean(0)
         metrics |= {"deviation": float((seen.aggregate - honest).norm()), "honest_norm": float(honest.norm())}
-        metrics |= _byzantine_weight(fed, seen, before, live.round - 1)
+        metrics |= _weights(fed, seen, before, live.round - 1)
     if live.ledger:
         metrics["epsilon"] = live.ledger.epsilon
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    return {k: v if isinstance(v, list) or math.isfinite(v) else None for k, v in metrics.items()}
 
 
-def _byzantine_weight(fed: Federation, seen: Seen, before: Tensor | None, round: int) -> Metrics:
+def _weights(fed: Federation, seen: Seen, before: Tensor | None, round: int) -> Metrics:
     rule = fed.experiment.rule
     if not fed.experiment.byzantine or fed.experiment.method.peer or not hasattr(rule, "influence"):
         return {}
     generator = torch.Generator(fed.device).manual_seed(fed.rule_seed(round))
     weight = rule.influence(seen.rows, fed.experiment.assumed, previous=before, generator=generator)
-    return {"byzantine_weight": float(weight[seen.honest :].sum())}
+    metrics: Metrics = {"byzantine_weight": float(weight[seen.honest :].sum())}
+    if len(weight) == fed.experiment.clients <= LISTED:
+        metrics["weights"] = weight.numpy().round(4).tolist()
+    return metrics
 
 
 def _summary(fed: Federation, last: Metrics, speed: float) -> dict[str, Any]:

@@ -107,10 +107,12 @@ class Method(Component):
 
     peer       every node keeps a model of its own, x (n, d), and aggregates for itself
     remembers  the rule sees a row for each of the n clients, whoever takes part
+    bits       a coordinate of a message takes on the wire
     """
 
     peer: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
+    bits: ClassVar[int] = 32
 
     @property
     def steps(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from fedsim.types import Batch, Env, Method, State
 class SignSGD(Method):
     """signSGD with majority vote, arXiv:1810.05291: clients send sign(g_i); x <- x - lr (sign(sum_i .) + decay x)."""
 
+    bits: ClassVar[int] = 1
     lr: Rate
     decay: NonNegative = 0.0
 

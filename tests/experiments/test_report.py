@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_sweep import SMALL, inline
@@ -19,8 +20,10 @@ from fedsim.check import Invalid
 from fedsim.cli import app
 from fedsim.datasets.split import Dirichlet
 from fedsim.experiments.load import load
-from fedsim.experiments.report import report
+from fedsim.experiments.report import MAIN, report
+from fedsim.experiments.resolve import resolve_study
 from fedsim.experiments.results import Results
+from fedsim.experiments.sections import bytes_a_coordinate
 from fedsim.experiments.study import Score, Study, axes
 from fedsim.experiments.sweep import Sweep
 from fedsim.experiments.workers import Job, work
@@ -205,4 +208,36 @@ def test_the_weight_of_byzantine_rows(tmp_path: Path) -> None:
     assert weight["Mean", "IPM(100)"] == pytest.approx(1 / 8)
     assert weight["Krum", "IPM(100)"] == weight["Chain(NNM, Median)", "IPM(100)"] == 0
     assert weight["Chain(NNM, Median)", "ALIE"] > 0
-    assert "Weight of the Byzantine rows" in report(tmp_path).read_text()
+    weights = np.array(load(tmp_path)["weights"].tolist())
+    assert weights.shape[1] == 8
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-3)
+    np.testing.assert_allclose(weights[:, 7], load(tmp_path)["byzantine_weight"], atol=1e-4)
+    page = report(tmp_path).read_text()
+    assert "Weight of the Byzantine rows" in page
+    assert "Weight of each client" in page
+
+
+def test_a_small_report_links_to_what_is_there(folder: Path, tmp_path: Path) -> None:
+    page = report(folder, tmp_path, small=True).read_text()
+    links = set(re.findall(r'href="([\w.-]+)"', page))
+    assert links == {path.name for path in tmp_path.iterdir()} - {"index.html"}
+    assert len(list(tmp_path.glob("*.svg"))) == MAIN
+    assert page.count("<figure>") == (folder / "report" / "index.html").read_text().count("<figure>")
+
+
+def test_a_figure_in_a_file_names_its_lines(folder: Path) -> None:
+    assert ">Median</text>" in (folder / "report" / "accuracy-0.svg").read_text()
+    page = (folder / "report" / "index.html").read_text()
+    curves = next(figure for figure in page.split("<figure>") if "<h3>Accuracy</h3>" in figure)
+    assert ">Median</text>" not in curves  # there it is a button
+    assert "Median</button>" in curves
+
+
+def test_what_messages_weigh() -> None:
+    """25 clients: four bytes down, a bit or four bytes up; 26 peers: four bytes to each of 25 others."""
+    signs, numbers, peers = (
+        resolve_study(name, [], [], False).base for name in ("sign_votes", "mnist_robust", "monna")
+    )
+    assert bytes_a_coordinate(signs) == 25 * (4 + 1 / 8)
+    assert bytes_a_coordinate(numbers) == 25 * 8
+    assert bytes_a_coordinate(peers) == 26 * 25 * 4
