@@ -22,10 +22,17 @@ from torch import Tensor
 from fedsim.threads import each
 
 T = TypeVar("T")
-CACHED = 2**20  # numbers in a block on a CPU: work enough for threads not to wait for Python's lock
+CACHED = 2**18  # numbers in a block on a CPU: with a copy, in the second-level cache of a core
 ON_DEVICE = 2**21  # on an accelerator: large enough to fill it, 64 MB with the temporaries of a sort
-STREAM = 2**16  # columns: long enough for the memory, short enough for the threads
-NETWORK = 16  # below so many rows a network of whole-row minima and maxima beats sorting column by column
+STREAM = 2**17  # columns: long enough for the memory, short enough for the threads
+FEW = 16  # rows, below which minima and maxima of whole rows are far quicker than sorting column by column
+NETWORK = (
+    32  # rows up to which they are quicker still, though on one thread: where there is little work for more
+)
+LITTLE = 2**23  # numbers
+SYMMETRIC = 128  # rows from which NumPy's product, which knows that it is symmetric, beats torch's
+REGISTER = 16  # numbers in a vector register
+PAGES = 32  # rows that are read side by side: a place in each is a page that the processor must find
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Rows:
 
     @property
     def n(self) -> int:
-        return len(self.data) if self.ids is None else len(self.ids)
+        return (self.data if self.ids is None else self.ids).shape[0]
 
     @property
     def d(self) -> int:
@@ -53,9 +60,12 @@ class Rows:
     def cached(self) -> int:
         """Columns of a block that fits the cache."""
         room = CACHED if self.data.device.type == "cpu" else ON_DEVICE
-        if self.n < NETWORK:
-            room //= 4  # whole rows are compared again and again: in the second-level cache
         return max(64, room // self.n // 64 * 64)
+
+    @property
+    def short(self) -> bool:
+        """Whether whole rows are worked on, one thread after the other: threads would wait for Python's lock."""
+        return self.n < FEW or (self.n <= NETWORK and self.n * self.d <= LITTLE)
 
     @property
     def streamed(self) -> int:
@@ -86,7 +96,7 @@ def each_block(rows: Rows, work: Callable[[slice], T], width: int | None = None)
     """`work` of every column block, in order; blocks of some width, or as wide as fits the cache."""
     width = rows.d if rows.traced else width or rows.cached
     blocks = [slice(start, min(start + width, rows.d)) for start in range(0, rows.d, width)]
-    if rows.n < NETWORK:  # operations so short that threads would wait for each other
+    if rows.short:
         yield from map(work, blocks)
     else:
         yield from each(work, blocks, rows.data.device.type)
@@ -112,27 +122,33 @@ def scratch(like: Tensor, *shape: int) -> Tensor:
     return _memory.held[:size].view(like.dtype).view(shape)
 
 
-def copied(block: Tensor) -> Tensor:
-    """The block (n, b) as scratch that lies as `ordered` likes it: many rows column by column."""
+def copied(block: Tensor, short: bool) -> Tensor:
+    """The block (n, b) as scratch that lies as `ordered` likes it: where rows are not `short`, column by column."""
     n, b = block.shape
-    if n < NETWORK or block.device.type != "cpu":
+    if short or block.device.type != "cpu":
         return scratch(block, n, b).copy_(block)
-    columns = scratch(block, b, n)
-    np.copyto(columns.numpy().T, block.numpy())  # twice as fast as torch's
+    columns = _columns(block, n, b)
+    for some in (slice(i, i + PAGES) for i in range(0, n, PAGES)):
+        np.copyto(columns.numpy().T[some], block[some].numpy())  # twice as fast as torch's
     return columns.T
 
 
-def mixed(weights: Tensor, block: Tensor) -> Tensor:
+def mixed(weights: Tensor, block: Tensor, short: bool) -> Tensor:
     """weights (m, n) @ block (n, b) as scratch that lies as `ordered` likes it."""
-    m, b = len(weights), block.shape[1]
-    if m < NETWORK:
+    m, b = weights.shape[0], block.shape[1]
+    if short or block.device.type != "cpu":
         return torch.mm(weights, block, out=scratch(block, m, b))
-    return torch.mm(block.T, weights.T, out=scratch(block, b, m)).T
+    return torch.mm(block.T, weights.T, out=_columns(block, m, b)).T
+
+
+def _columns(like: Tensor, n: int, b: int) -> Tensor:
+    """Scratch (b, n) for columns of n numbers, each of which starts a vector register: sorted in 2/3 of the time."""
+    return scratch(like, b, -(-n // REGISTER) * REGISTER)[:, :n]
 
 
 def gram_of(z: Tensor) -> Tensor:
-    """z z' of a block (k, b); of many rows by NumPy on a CPU, which knows that it is symmetric: 3/4 of the time."""
-    if z.device.type != "cpu" or z.requires_grad or len(z) < NETWORK:
+    """z z' of a block (k, b)."""
+    if z.device.type != "cpu" or z.requires_grad or z.shape[0] < SYMMETRIC:
         return z @ z.T
     with np.errstate(over="ignore", invalid="ignore"):
         return torch.from_numpy(z.numpy() @ z.numpy().T)
@@ -149,26 +165,69 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def ordered(block: Tensor) -> Tensor:
-    """The block (m, b) with each column sorted upwards, in place where it is a CPU's scratch."""
+def ordered(block: Tensor, *wanted: tuple[int, int]) -> Tensor:
+    """The block (m, b) with each column sorted upwards, in place where it is a CPU's scratch.
+
+    Where only some ranks are `wanted`, the others hold anything; ranks that are wanted together, (first, behind the
+    last), may stand in any order.
+    """
     if block.device.type != "cpu" or block.requires_grad:
         return block.sort(dim=0).values
-    if len(block) < NETWORK:
-        block = block.contiguous()
-        _network_sort(block.numpy())
+    m = block.shape[0]
+    if m <= NETWORK and block.stride(1) == 1:
+        _exchange(block.numpy(), wanted or tuple((i, i + 1) for i in range(m)))
         return block
-    columns = block.T.contiguous()
-    columns.numpy().sort(axis=1)  # vectorised for short contiguous rows
-    return columns.T
+    if block.stride(0) != 1:
+        block = copied(block, False)
+    block.numpy().T.sort(axis=1)  # vectorised for short contiguous rows
+    return block
 
 
-def _network_sort(z: np.ndarray) -> None:
-    """Sort the columns of z (m, b) in place by compare-and-exchange of whole rows."""
-    low = np.empty_like(z[0])
-    for i, j in _network(len(z)):
-        np.minimum(z[i], z[j], out=low)
-        np.maximum(z[i], z[j], out=z[j])
-        z[i] = low
+def rowwise(z: Tensor) -> Tensor:
+    """z (m, b) so that its rows are contiguous."""
+    if z.stride(1) == 1 or z.device.type != "cpu" or z.requires_grad:
+        return z
+    return torch.from_numpy(np.ascontiguousarray(z.numpy()))
+
+
+def _exchange(z: np.ndarray, wanted: tuple[tuple[int, int], ...]) -> None:
+    """Bring the wanted ranks of the columns of z (m, b) to their places by minima and maxima of whole rows."""
+    rows = [*z, np.empty_like(z[0])]
+    for smaller, a, b, to in _steps(len(z), wanted):
+        (np.minimum if smaller else np.maximum)(rows[a], rows[b], out=rows[to])
+
+
+@cache
+def _steps(m: int, wanted: tuple[tuple[int, int], ...]) -> list[tuple[bool, int, int, int]]:
+    """What `_exchange` does: (minimum or maximum, of row a, and row b, into row), with row m to spare.
+
+    A comparator is left out where both its ends go unchanged to ranks that are wanted together, or are not wanted,
+    and half of it where one end is not. A minimum goes to the row to spare, and the row where it should be is the
+    next to spare; in the end rows are named anew, so that each wanted rank is in its place.
+    """
+    group = {rank: start for start, stop in wanted for rank in range(start, stop)}
+    ends = [group.get(rank, -1 - sum(rank >= stop for _, stop in wanted)) for rank in range(m)]
+    goal: list[int | None] = list(ends)
+    live = [rank in group for rank in range(m)]
+    kept: list[tuple[int, int, bool, bool]] = []
+    for i, j in reversed(_network(m)):
+        if (goal[i] is None or goal[i] != goal[j]) and (live[i] or live[j]):
+            kept.append((i, j, live[i], live[j]))
+            goal[i] = goal[j] = None
+            live[i] = live[j] = True
+    place, spare, steps = list(range(m)), m, list[tuple[bool, int, int, int]]()
+    for i, j, low, high in reversed(kept):
+        a, b = place[i], place[j]
+        if low and high:
+            steps += [(True, a, b, spare), (False, a, b, b)]
+            place[i], spare = spare, a
+        else:
+            steps.append((low, a, b, a if low else b))
+    if spare != m:
+        steps.append((True, m, m, spare))
+        place[place.index(m)] = spare
+    name = {row: rank for rank, row in enumerate(place)} | {m: m}
+    return [(smaller, name[a], name[b], name[to]) for smaller, a, b, to in steps]
 
 
 @cache

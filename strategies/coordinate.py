@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.strategies.base import TwoHookRule
-from fedsim.strategies.columns import ordered
+from fedsim.strategies.columns import ordered, rowwise
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Median(TwoHookRule):
     even: Literal["mean", "lower"] = "mean"
 
     def reduce(self, block: Tensor, f: int) -> Tensor:
-        return middle(ordered(block), self.even)
+        low, high = (len(block) - 1) // 2, len(block) // 2
+        return middle(ordered(block, (low, low + 1 if self.even == "lower" else high + 1)), self.even)
 
     def kappa(self, n: int, f: int) -> float | None:
         return 4 * (1 + f / (n - 2 * f)) ** 2
@@ -33,7 +34,8 @@ class TrimmedMean(TwoHookRule):
     """Coordinate-wise mean without the f lowest and the f highest values (Yin et al., arXiv:1803.01498)."""
 
     def reduce(self, block: Tensor, f: int) -> Tensor:
-        return mean(ordered(block)[f : len(block) - f])
+        kept = (f, len(block) - f)
+        return mean(ordered(block, kept)[slice(*kept)])
 
     def kappa(self, n: int, f: int) -> float:
         return 6 * f / (n - 2 * f) * (1 + f / (n - 2 * f))
@@ -47,7 +49,9 @@ class MeanAroundMedian(TwoHookRule):
     """
 
     def reduce(self, block: Tensor, f: int) -> Tensor:
-        z = ordered(block)
+        m, half = len(block), (len(block) - 1) // 2
+        ends = [(i, i + 1) for i in (*range(f), *range(m - f, m))]
+        z = ordered(block, *ends, (f, half), (half, m // 2 + 1), (m // 2 + 1, m - f))
         return nearest_mean(z, middle(z), f)
 
 
@@ -59,14 +63,17 @@ class Phocas(TwoHookRule):
     """
 
     def reduce(self, block: Tensor, f: int) -> Tensor:
-        z = ordered(block)
-        return nearest_mean(z, mean(z[f : len(z) - f]), f)
+        m = len(block)
+        z = ordered(block, *((i, i + 1) for i in (*range(f), *range(m - f, m))), (f, m - f))
+        return nearest_mean(z, mean(z[f : m - f]), f)
 
 
 def middle(z: Tensor, even: str = "mean") -> Tensor:
     """The median (b,) of sorted columns (m, b)."""
     low, high = z[(len(z) - 1) // 2], z[len(z) // 2]
-    return low if even == "lower" else low / 2 + high / 2  # the sum of two large numbers may be none
+    if len(z) % 2 or even == "lower":
+        return low.clone()
+    return torch.add(low / 2, high, alpha=0.5)  # the sum of two large numbers may be none
 
 
 def mean(z: Tensor) -> Tensor:
@@ -77,13 +84,14 @@ def mean(z: Tensor) -> Tensor:
 def nearest_mean(z: Tensor, centre: Tensor, drop: int) -> Tensor:
     """The mean (b,) of the keep = m - drop values of sorted columns (m, b) that are nearest to a centre (b,).
 
-    They are neighbours, so of z[t], z[t + keep], z[t + 2 keep], ... exactly one is among them: the nearest.
+    They are neighbours, so of z[t], z[t + keep], z[t + 2 keep], ... exactly one is among them: the nearest. Those
+    without a rival, z[drop] to z[keep - 1], may stand in any order.
     """
     keep = len(z) - drop
-    best = z[:keep]
+    best, sure = rowwise(z[: min(drop, keep)]), z[drop:keep]
     for start in range(keep, len(z), keep):
-        rival = z[start : start + keep]
+        rival = rowwise(z[start : start + keep])
         held = best[: len(rival)]
         held = torch.where(centre - held <= rival - centre, held, rival)
-        best = torch.cat([held, best[len(rival) :]])
-    return mean(best)
+        best = held if len(rival) == len(best) else torch.cat([held, best[len(rival) :]])
+    return z.new_full((len(best),), 1 / keep) @ best + z.new_full((len(sure),), 1 / keep) @ sure

@@ -7,6 +7,7 @@ The mean will not do as centre, since one huge row drags it away; a row from the
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
 from math import inf
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fedsim.strategies.columns import NETWORK, Rows, each_block, gram_of, one_blas_thread, scratch
+from fedsim.strategies.columns import SYMMETRIC, Rows, each_block, gram_of, one_blas_thread, scratch
 
 ORIGIN, PREVIOUS = "origin", "previous"
 
@@ -203,18 +204,18 @@ class Points:
 
         def work(columns: slice) -> Tensor:
             z = rows.block(columns).to(dtype)
-            more = torch.stack([self._vector(i, columns).to(dtype) for i in extra]) if extra else z[:0]
-            if centre is not None:
-                middle = self._vector(centre, columns).to(dtype)
+            middle = None if centre is None else self._vector(centre, columns).to(dtype)
+            if middle is not None:
                 z = z - middle if rows.traced else torch.sub(z, middle, out=scratch(z, *z.shape))
-                more = more - middle
+            if not extra:
+                return gram_of(z)
+            more = torch.stack([self._vector(i, columns).to(dtype) for i in extra])
+            more = more if middle is None else more - middle
             across = z @ more.T
             return torch.cat([torch.cat([gram_of(z), across], 1), torch.cat([across, more @ more.T]).T])
 
-        if rows.n < NETWORK:
-            return self._sum(work)
-        with one_blas_thread():
-            return self._sum(work, 2 * self.rows.cached)  # long products are quicker
+        with one_blas_thread() if rows.n >= SYMMETRIC else nullcontext():
+            return self._sum(work, 8 * self.rows.cached)  # long products are quicker
 
     def _near(self, point: int, dtype: torch.dtype) -> Tensor:
         def work(columns: slice) -> Tensor:

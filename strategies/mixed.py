@@ -25,17 +25,17 @@ class Mixed:
 
     @property
     def m(self) -> int:
-        return self.rows.n if self.weights is None else len(self.weights)
+        return self.rows.n if self.weights is None else self.weights.shape[0]
 
     def block(self, columns: slice) -> Tensor:
         """The mixed rows (m, b), which belong to the caller; raises `BrokenRows`."""
         part = self.rows.block(columns)
         if self.weights is None:
-            block = part if self.rows.traced else copied(part)
+            block = part if self.rows.traced else copied(part, self.rows.short)
         elif self.weights.dim() == 1:
             block = part * self.weights[:, None]
         else:
-            block = self.weights @ part if self.rows.traced else mixed(self.weights, part)
+            block = self.weights @ part if self.rows.traced else mixed(self.weights, part, self.rows.short)
         if self.previous is not None:
             block = block + self.previous[0] * self.previous[1][columns]
         return self._checked(block)

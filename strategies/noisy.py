@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Generator, Tensor
 
 from fedsim.check import NonNegative
@@ -25,9 +24,10 @@ class Noisy(TwoHookRule):
     def answer(self, mixed: Mixed, f: int) -> Tensor:
         def work(block: Tensor, columns: slice) -> Tensor:
             generator = Generator(block.device).manual_seed(mixed.seed + columns.start)
-            dense = block.T if block.T.is_contiguous() else block.contiguous()
-            noise = torch.empty_like(dense).normal_(generator=generator)  # slow where it is not contiguous
-            return self.reduce(block + self.noise * (noise if dense.shape == block.shape else noise.T), f)
+            shape = block.shape if block.stride(1) == 1 else block.T.shape
+            noise = block.new_empty(shape).normal_(generator=generator)  # slow where it is not contiguous
+            noise = noise if block.stride(1) == 1 else noise.T
+            return self.reduce(noise.mul_(self.noise).add_(block), f)
 
         return mixed.vector(work)
 

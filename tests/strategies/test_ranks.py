@@ -1,0 +1,37 @@
+"""Columns in order, by networks and by sorting, against NumPy's own sort."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from fedsim.strategies.columns import NETWORK, copied, ordered
+
+
+def columns_of(m: int) -> Tensor:
+    """Columns (m, 500) with and without ties, and of zeros and ones, by which a network is judged."""
+    z = torch.randn(m, 500, generator=Generator().manual_seed(m))
+    z[:, :100] = z[:, :100].round()
+    z[:, 100:400] = (z[:, 100:400] > torch.linspace(-2, 2, 300)).float()
+    return z
+
+
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize("m", [*range(1, NETWORK + 1), 33, 50, 100])
+def test_every_wanted_rank_is_in_its_place(m: int, short: bool) -> None:
+    z = columns_of(m)
+    want = np.sort(z.numpy(), axis=0)
+    f, low, high = m // 5, (m - 1) // 2, m // 2 + 1
+    ends = [(i, i + 1) for i in (*range(f), *range(m - f, m))]
+    for wanted in (
+        [],
+        [(low, high)],
+        [(f, m - f)],
+        [*ends, (f, low), (low, high), (high, m - f)],
+        [(m - 1, m)],
+    ):
+        got = ordered(copied(z, short), *wanted).numpy()
+        for start, stop in wanted or [(i, i + 1) for i in range(m)]:
+            assert np.array_equal(np.sort(got[start:stop], axis=0), want[start:stop])
