@@ -8,6 +8,7 @@ import tempfile
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,11 +63,10 @@ class Digits(Images):
     """
 
     def read(self) -> tuple[Labelled, Labelled, int]:
-        from sklearn.datasets import load_digits
-
-        raw = load_digits()
-        pixels = torch.from_numpy(raw.images).unsqueeze(1)
-        y = torch.from_numpy(raw.target)
+        # the file itself: importing scikit-learn takes a second
+        file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+        table = torch.from_numpy(np.loadtxt(Path(str(file)), delimiter=","))
+        pixels, y = table[:, :-1].unflatten(1, (1, 8, 8)), table[:, -1].long()
         place = (
             torch.nn.functional.one_hot(y).cumsum(0).gather(1, y[:, None]).squeeze(1)
         )  # 1, 2, ... within a class
@@ -100,8 +100,26 @@ class Torchvision(Images):
         return part.data.unsqueeze(1), part.targets
 
 
+class Idx(Torchvision):
+    """MNIST and its kin, whose files need no torchvision to be read: importing it takes longer than all else."""
+
+    def read(self) -> tuple[Labelled, Labelled, int]:
+        folder = data_root() / type(self).__name__ / "raw"
+        try:
+            train, test = (
+                (
+                    _idx(folder / f"{part}-images-idx3-ubyte").unsqueeze(1),
+                    _idx(folder / f"{part}-labels-idx1-ubyte"),
+                )
+                for part in ("train", "t10k")
+            )
+        except (OSError, ValueError):
+            return super().read()  # downloads what is missing, or says what is wrong
+        return train, test, 255
+
+
 @dataclass(frozen=True)
-class MNIST(Torchvision):
+class MNIST(Idx):
     """Handwritten digits, 60,000 + 10,000, grey 28 x 28 (LeCun, Cortes, Burges).
 
     `groups` is the writer of each training digit (539 of them) where the labels of QMNIST (Yadav, Bottou,
@@ -117,7 +135,7 @@ class MNIST(Torchvision):
 
 
 @dataclass(frozen=True)
-class FashionMNIST(Torchvision):
+class FashionMNIST(Idx):
     """Pictures of clothes, 60,000 + 10,000, grey 28 x 28, ten classes (Xiao et al., arXiv:1708.07747)."""
 
 
@@ -156,6 +174,15 @@ class Blobs(Data):
 def data_root() -> Path:
     """The folder of the data sets: FEDSIM_DATA, else `data` in the working directory."""
     return Path(os.environ.get("FEDSIM_DATA", "data"))
+
+
+def _idx(path: Path) -> Tensor:
+    """The bytes of an IDX file in their shape; raises `ValueError` where it is another one, or damaged."""
+    raw = path.read_bytes()
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise ValueError(f"{path.name}: not an IDX file of bytes")
+    shape = np.frombuffer(raw, ">i4", raw[3], offset=4)
+    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape).copy())
 
 
 def _download(source: Callable[..., Any], root: Path) -> None:

@@ -15,8 +15,7 @@ from rich.console import Console
 
 from fedsim import catalog, codec
 from fedsim.check import Component, Invalid, nearest
-from fedsim.datasets.describe import heterogeneity, table
-from fedsim.experiments import figures, recipes
+from fedsim.experiments import recipes
 from fedsim.experiments.resolve import resolve
 from fedsim.experiments.tensorboard import Events
 from fedsim.federation import deal
@@ -57,6 +56,8 @@ def run_command(
             results[label] = run(
                 experiment, engine=engine, device=device, out=folder, resume=resume, progress=progress
             )
+    from fedsim.experiments import figures  # slow to import, and of no use before
+
     main = results[comparison.label]
     picture = Path(main.summary["out"]) / "picture.png"
     figures.curves(results, picture, title=f"fedsim run {what}")
@@ -108,6 +109,9 @@ def show_command(
 
 
 def _show_split(of: str, changes: Sequence[str], seed: int | None, out: Path | None) -> str:
+    from fedsim.datasets.describe import heterogeneity, table
+    from fedsim.experiments import figures
+
     experiment = resolve(of, changes, seed).main
     dataset = experiment.task.data.load()
     shards = deal(experiment, dataset, Keys(experiment.seed, experiment.clients))

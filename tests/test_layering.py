@@ -120,6 +120,31 @@ def test_running_needs_neither_flower_nor_opacus() -> None:
     assert not {"flwr", "ray", "opacus", "torchvision"} & set(loaded)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "slow"), [("mnist_robust", {"torchvision", "scipy"}), ("quickstart", {"sklearn"})]
+)
+def test_a_run_s_first_round_waits_for_nothing_heavy(
+    recipe: str, slow: set[str], data_folder: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, from the command to the end of the first round: what makes a start slow is not there."""
+    code = f"""
+import os, sys, time
+import fedsim.runner as runner
+advance = runner._advance
+def one(*arguments):
+    advance(*arguments)
+    print(time.process_time(), *sys.modules, flush=True)
+    os._exit(0)
+runner._advance = one
+from fedsim.cli import app
+app(["run", {recipe!r}, "--alone", "--json", "--out", {str(tmp_path)!r}])
+"""
+    seconds, *loaded = fresh(code).split()
+    heavy = {"flwr", "ray", "opacus", "matplotlib", "pandas", "torch._dynamo", "tensorboard", "PIL"} | slow
+    assert not heavy & set(loaded)
+    assert float(seconds) < 15  # of the processor's; about 2.5 on the machine that this was written on
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = "import sys\nfrom typer.testing import CliRunner\nfrom fedsim.cli import app\n"
     code += "assert CliRunner().invoke(app, ['--help']).exit_code == 0\nprint(*sys.modules)"

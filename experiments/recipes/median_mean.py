@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.polynomial.hermite_e import hermegauss
-from scipy.optimize import brentq
-from scipy.special import ndtr
-from scipy.stats import norm
 
 from fedsim.batches import Fixed
 from fedsim.datasets.load import MNIST
@@ -22,6 +18,9 @@ from fedsim.spec import Experiment
 from fedsim.strategies import FedSGD, Median
 from fedsim.task import Task
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 TOY = (1.0, 2.0, 10.0)
 
 
@@ -31,6 +30,8 @@ def expected_median(means: Sequence[float], noise: float) -> float:
     E sum_i X_i (Phi_j (1 - Phi_k) + Phi_k (1 - Phi_j)) over X_i ~ N(means_i, noise^2), with Phi_j the chance that the
     other lies below, by Gauss-Hermite quadrature.
     """
+    from scipy.special import ndtr
+
     a, b, c = means
     if noise == 0:
         return float(np.median(means))
@@ -48,6 +49,9 @@ def stationary(noise: float, rule: str = "median", a: Sequence[float] = TOY) -> 
 
     "mean" rests at the mean of a, whatever the noise; "median" and "sign" without noise at the median.
     """
+    from scipy.optimize import brentq
+    from scipy.special import ndtr
+
     if rule == "mean":
         return float(np.mean(a))
     if rule == "median":
@@ -56,7 +60,7 @@ def stationary(noise: float, rule: str = "median", a: Sequence[float] = TOY) -> 
         return float(np.median(a))
 
     def push(x: float) -> float:  # P[two or three of three signs are positive] - 1/2
-        p, q, r = (norm.cdf((x - value) / noise) for value in a)
+        p, q, r = (ndtr((x - value) / noise) for value in a)
         return float(p * q + p * r + q * r - 2 * p * q * r - 0.5)
 
     return float(brentq(push, min(a), max(a)))
@@ -64,6 +68,8 @@ def stationary(noise: float, rule: str = "median", a: Sequence[float] = TOY) -> 
 
 def toy(noises: Sequence[float] = (0.0, 1.0, 5.0, 10.0, 20.0)) -> pd.DataFrame:
     """Figure 1 of arXiv:1906.01736 in closed form: the resting points and the mean gradients left over there."""
+    import pandas as pd
+
     lines = []
     for noise in noises:
         rest = {rule: stationary(noise, rule) for rule in ("sign", "median", "mean")}

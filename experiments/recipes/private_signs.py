@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from math import sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.nn import functional as F
 
 from fedsim.batches import Fixed
 from fedsim.datasets.load import MNIST
 from fedsim.datasets.split import IID
-from fedsim.experiments.plots import Plot, canvas, inked, look
 from fedsim.experiments.study import Study, axes
 from fedsim.models import Logistic
 from fedsim.privacy import ExampleDP
@@ -23,6 +21,11 @@ from fedsim.spec import Experiment
 from fedsim.strategies import FedSGD, Mean
 from fedsim.task import Task
 from fedsim.types import Dataset
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fedsim.experiments.plots import Plot
 
 METHODS = {"DP-SGD": "FedSGD(lr=0.05)", "DP-SignSGD": "SignSGD(lr=0.004)"}
 EXPECTED = {"DP-SGD": -2, "DP-SignSGD": -1}
@@ -60,6 +63,8 @@ def excess(study: Study, dataset: Dataset | None = None) -> pd.DataFrame:
 
     Beside the accounted epsilon stands mu = sqrt(T) / z, which is proportional to the paper's.
     """
+    import pandas as pd
+
     dataset = dataset or study.base.task.data.load()
     quiet = dataclasses.replace(
         study.base, privacy=ExampleDP(clip=1.0, noise=1e-6, accountant="exact"), rounds=2 * study.base.rounds
@@ -84,6 +89,8 @@ def slopes(table: pd.DataFrame, over: str = "mu") -> dict[str, float]:
 
 def figure(table: pd.DataFrame) -> Plot:
     """The excess loss over epsilon in log-log, with the slopes that were found."""
+    from fedsim.experiments.plots import Plot, canvas, inked, look
+
     found, accounted = slopes(table), slopes(table, "epsilon")
     with inked():
         picture, (axis,) = canvas()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from fedsim.batches import Poisson
 from fedsim.datasets.load import MNIST
 from fedsim.datasets.split import IID
-from fedsim.experiments.central import central
 from fedsim.experiments.study import Study, axes
 from fedsim.models import Logistic
 from fedsim.privacy import ExampleDP
@@ -19,6 +16,9 @@ from fedsim.spec import Experiment
 from fedsim.strategies import FedSGD, Mean
 from fedsim.task import Task
 from fedsim.types import Dataset
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def private_utility(reduced: bool = False) -> Study:
@@ -49,6 +49,10 @@ def private_utility(reduced: bool = False) -> Study:
 
 def beside_central(study: Study, dataset: Dataset | None = None) -> pd.DataFrame:
     """A line for each cell of the study: its accuracy, and that of central DP-SGD with the same seed."""
+    import pandas as pd
+
+    from fedsim.experiments.central import central
+
     dataset = dataset or study.base.task.data.load()
     lines, baseline = [], dict[tuple[str, str], float]()
     for cell in study.cells()[0]:

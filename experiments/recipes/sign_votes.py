@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binom
 from torch import Tensor
 
 from fedsim.attacks import OmniscientSign
@@ -25,6 +23,9 @@ from fedsim.strategies import MajorityVote, SignSGD
 from fedsim.task import Task
 from fedsim.types import Batch, Dataset
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Floats = NDArray[np.float64]
 ATTACKS = {
     "blind": "BlindSignFlip",
@@ -38,6 +39,8 @@ def wrong_sign(p: float, n: int, f: int) -> float:
 
     p is the chance that an honest sign is right. The expression behind arXiv:2502.19170, see arXiv:2202.02085.
     """
+    from scipy.stats import binom
+
     return float(binom.cdf(n // 2, n - f, p))
 
 
@@ -73,6 +76,8 @@ def votes(p: float, n: int, f: int, coordinates: int = 20_000, seed: int = 0) ->
 
 def probabilities(n: int = 25) -> pd.DataFrame:
     """Measured, exact and bounded chance of a wrong sign, for p = 0.6 to 0.9 and f up to n / 2."""
+    import pandas as pd
+
     lines = [
         {"p": p, "f": f, "measured": votes(p, n, f), "exact": wrong_sign(p, n, f), "bound": bound(p, n, f)}
         for p in (0.6, 0.7, 0.8, 0.9)
@@ -88,6 +93,8 @@ def in_training(experiment: Experiment, rounds: int = 50, dataset: Dataset | Non
     the data, with f votes against it; beside it the exact chance, from how often an honest vote is right, wrong or 0 at
     that coordinate in the same batches.
     """
+    import pandas as pd
+
     fed = Federation(experiment, dataset=dataset)
     n, everyone = experiment.clients, np.arange(experiment.clients)
     truth = whole_gradient(fed).sign()

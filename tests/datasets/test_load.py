@@ -81,6 +81,14 @@ def test_cifar_from_its_files(data_folder: Path) -> None:
     assert data.test.y[3] == label
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_mnist_is_what_torchvision_reads(data_folder: Path, part: str) -> None:
+    need(data_folder, "MNIST")
+    theirs, ours = vision_datasets().MNIST(data_folder, train=part == "train"), getattr(MNIST().load(), part)
+    assert torch.equal((ours.x * 255).round().to(torch.uint8)[:, 0], theirs.data)
+    assert torch.equal(ours.y, theirs.targets)
+
+
 def write_small_set(root: Path, name: str) -> None:
     """A data set of 5 + 5 pictures in the layout of MNIST."""
     folder = root / name / "raw"
@@ -102,10 +110,11 @@ def test_a_folder_without_the_set_is_named(source, tmp_path: Path, monkeypatch: 
 def test_a_damaged_file_is_an_error_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_small_set(tmp_path, "MNIST")
     images = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
-    images.write_bytes(images.read_bytes()[:100])
     monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
-    with pytest.raises(Invalid, match="FEDSIM_DATA"):
-        MNIST().load()
+    for length in (100, 10, 4, 3, 0):
+        images.write_bytes(images.read_bytes()[:length])
+        with pytest.raises(Invalid, match="FEDSIM_DATA"):
+            MNIST().load()
 
 
 def test_without_the_variable_the_set_is_downloaded_once(
