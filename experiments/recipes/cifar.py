@@ -55,8 +55,8 @@ def cifar_robust(reduced: bool = False) -> Study:
     }
     if reduced:
         task = replace(base.task, model=CNN("small"))
-        base = replace(base, task=task, rounds=150, evaluate_every=25, batches=Fixed(20))
+        base = replace(base, task=task, rounds=100, evaluate_every=20, batches=Fixed(20))
         notes.append(
-            "Reduced setting for two cores: the small CNN, 150 rounds of batches of 20, Dirichlet 1, one seed."
+            "Reduced setting for two cores: the small CNN, 100 rounds of batches of 20, Dirichlet 1, one seed."
         )
     return Study(base, axes(table), notes=notes)

@@ -101,8 +101,8 @@ def centred_clipping(reduced: bool = False) -> Study:
 def _study(mixers: dict[str, str], reduced: bool) -> Study:
     base, notes = _base(reduced), [*NOTES]
     if reduced:
-        base = replace(base, rounds=300, evaluate_every=15)
-        notes.append("Reduced setting: the 784-100-10 network, 300 iterations, one seed.")
+        base = replace(base, rounds=150, evaluate_every=10)
+        notes.append("Reduced setting: the 784-100-10 network, 150 iterations, one seed.")
     along = axes(_axes(mixers, reduced))
     reported = [line for line in _experiment_3() if line["rule"] in along["rule"]]
     return Study(base, along, reported=reported, notes=notes, score="last 5")

@@ -50,8 +50,8 @@ def surface(reduced: bool = False) -> Study:
         "seed": range(1 if reduced else 3),
     }
     notes = ["Epsilon is accounted, for one example replaced by another, batches of fixed size."]
-    tuning = Tuning(grid={"method.lr": ("2", "0.5", "0.1")})
     if reduced:
-        base, tuning = replace(base, rounds=60, evaluate_every=20), Tuning(grid={"method.lr": ("0.5",)})
-        notes.append("Reduced setting: 60 rounds, two values on each axis, one step size, one seed.")
+        base = replace(base, rounds=60, evaluate_every=20)
+        notes.append("Reduced setting: 60 rounds, two values on each axis, step 0.5 throughout, one seed.")
+    tuning = None if reduced else Tuning(grid={"method.lr": ("2", "0.5", "0.1")})
     return Study(base, axes(table), tuning, notes=notes)
