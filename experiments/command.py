@@ -33,6 +33,7 @@ def run_command(
     out: Path,
     *,
     resume: bool,
+    memory: float,
     alone: bool,
     quiet: bool,
     tensorboard: bool,
@@ -54,7 +55,13 @@ def run_command(
             if tensorboard:
                 progress = open_until_done.enter_context(Events(folder / "tensorboard", progress))
             results[label] = run(
-                experiment, engine=engine, device=device, out=folder, resume=resume, progress=progress
+                experiment,
+                engine=engine,
+                device=device,
+                out=folder,
+                resume=resume,
+                memory=memory,
+                progress=progress,
             )
     from fedsim.experiments import figures  # slow to import, and of no use before
 

@@ -47,6 +47,10 @@ def run(
     seed: Seed = None,
     out: Annotated[Path, typer.Option(help="Where records go, a folder for each experiment.")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    memory: Annotated[
+        float,
+        typer.Option(min=0, help="GiB that the clients' states may take; beyond that they lie in a file."),
+    ] = 4.0,
     alone: Annotated[
         bool, typer.Option("--alone", help="Leave out what a recipe shows beside its experiment.")
     ] = False,
@@ -68,6 +72,7 @@ def run(
         device,
         out,
         resume=resume,
+        memory=memory,
         alone=alone,
         quiet=as_json,
         tensorboard=tensorboard,
