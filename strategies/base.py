@@ -245,10 +245,10 @@ def solve(
 
 
 def _mix(stage: Stage, rows: Rows, f: int, previous: Tensor | None, seed: int) -> Mixed:
-    anchors: dict[str, Tensor | None] = {}
-    if PREVIOUS in stage.anchors and previous is not None:
+    needed, anchors = stage.anchors, dict[str, Tensor | None]()
+    if PREVIOUS in needed and previous is not None:
         anchors[PREVIOUS] = previous
-    if set(stage.anchors) - set(anchors):
+    if set(needed) - set(anchors):
         anchors[ORIGIN] = None
     points = Points(rows, list(anchors.values()))
     mixing = [type(part).weights is not Stage.weights for part in stage.stages]
@@ -264,18 +264,19 @@ def _mix(stage: Stage, rows: Rows, f: int, previous: Tensor | None, seed: int) -
     rows = replace(rows, finite=True) if gram.read else rows
     if weights is None:
         return Mixed(rows, None, seed)
-    weights = weights.to(rows.data)
-    mix = weights[:, : rows.n]
+    mix = weights[:, : rows.n].to(rows.data)
     if PREVIOUS in anchors and previous is not None:
-        return Mixed(rows, mix, seed, (weights[:, rows.n : rows.n + 1], previous))
-    if len(mix) == rows.n and (mix == mix.diag().diag()).all():
+        return Mixed(rows, mix, seed, (weights[:, rows.n : rows.n + 1].to(rows.data), previous))
+    held = weights[:, : rows.n].detach().numpy() != 0
+    if held.all():
+        return Mixed(rows, mix, seed)
+    if held.shape == (rows.n, rows.n) and held.sum() == held.trace():
         return Mixed(rows, mix.diag(), seed)
-    used = (mix != 0).any(0)
+    used = held.any(0)
     if rows.traced or not 0 < used.sum() <= rows.n / 2:
         return Mixed(rows, mix, seed)
-    return Mixed(
-        rows.take(used.nonzero()[:, 0].cpu()), mix[:, used], seed
-    )  # what weighs nothing is not read again
+    members = torch.from_numpy(used.nonzero()[0])  # what weighs nothing is not read again
+    return Mixed(rows.take(members), mix[:, members.to(mix.device)], seed)
 
 
 def _seed(stage: Stage, generator: Generator | None) -> int:

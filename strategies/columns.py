@@ -117,7 +117,7 @@ def scratch(like: Tensor, *shape: int) -> Tensor:
     if like.device.type != "cpu":
         return like.new_empty(shape)
     size = prod(shape) * like.element_size()
-    if _memory.held is None or len(_memory.held) < size:
+    if _memory.held is None or _memory.held.shape[0] < size:
         _memory.held = torch.empty(size, dtype=torch.uint8)
     return _memory.held[:size].view(like.dtype).view(shape)
 
@@ -127,10 +127,11 @@ def copied(block: Tensor, short: bool) -> Tensor:
     n, b = block.shape
     if short or block.device.type != "cpu":
         return scratch(block, n, b).copy_(block)
-    columns = _columns(block, n, b)
-    for some in (slice(i, i + PAGES) for i in range(0, n, PAGES)):
-        np.copyto(columns.numpy().T[some], block[some].numpy())  # twice as fast as torch's
-    return columns.T
+    columns = _columns(block, n, b).T
+    to, source = columns.numpy(), block.numpy()  # twice as fast as torch's
+    for i in range(0, n, PAGES):
+        np.copyto(to[i : i + PAGES], source[i : i + PAGES])
+    return columns
 
 
 def mixed(weights: Tensor, block: Tensor, short: bool) -> Tensor:
@@ -178,7 +179,7 @@ def ordered(block: Tensor, *wanted: tuple[int, int]) -> Tensor:
         _exchange(block.numpy(), wanted or tuple((i, i + 1) for i in range(m)))
         return block
     if block.stride(0) != 1:
-        block = copied(block, False)
+        block = copied(block.clone(), False)  # it may be scratch itself
     block.numpy().T.sort(axis=1)  # vectorised for short contiguous rows
     return block
 

@@ -70,15 +70,16 @@ class Phocas(TwoHookRule):
 
 def middle(z: Tensor, even: str = "mean") -> Tensor:
     """The median (b,) of sorted columns (m, b)."""
-    low, high = z[(len(z) - 1) // 2], z[len(z) // 2]
-    if len(z) % 2 or even == "lower":
+    m = z.shape[0]
+    low, high = z[(m - 1) // 2], z[m // 2]
+    if m % 2 or even == "lower":
         return low.clone()
     return torch.add(low / 2, high, alpha=0.5)  # the sum of two large numbers may be none
 
 
 def mean(z: Tensor) -> Tensor:
     """The mean (b,) of columns (m, b)."""
-    return z.new_full((len(z),), 1 / len(z)) @ z
+    return z.new_full(z.shape[:1], 1 / z.shape[0]) @ z
 
 
 def nearest_mean(z: Tensor, centre: Tensor, drop: int) -> Tensor:

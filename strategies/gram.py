@@ -93,7 +93,9 @@ class Gram:
 
     def unit(self, point: int) -> Tensor:
         """Weights (k,) that are one point."""
-        return torch.eye(self.n + len(self.anchors), dtype=torch.float64)[point]
+        one = torch.zeros(self.n + len(self.anchors), dtype=torch.float64)
+        one[point] = 1
+        return one
 
     def padded(self, weights: Tensor) -> Tensor:
         """Weights (m, n) as (m, k), none on the anchors."""
@@ -101,7 +103,9 @@ class Gram:
 
     def completed(self, weights: Tensor) -> Tensor:
         """Weights (m, n) as (m, k), with what they lack of sum 1 on the origin."""
-        return self.padded(weights) + (1 - weights.sum(1, keepdim=True)) * self.unit(self.point(ORIGIN))
+        full = self.padded(weights)
+        full[:, self.point(ORIGIN)] += 1 - weights.sum(1)
+        return full
 
     def step(self, weights: Tensor) -> Tensor:
         """Weights (m, n) or (m, k) of a mixer as the map (m + anchors, k) of all points."""

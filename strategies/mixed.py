@@ -61,10 +61,11 @@ class Mixed:
         weights, out = self.weights[0], empty(self.rows.data, self.rows.d)
 
         def fill(columns: slice) -> None:
-            torch.mv(self.rows.block(columns).T, weights, out=out[columns])
+            place = out[columns]
+            torch.mv(self.rows.block(columns).T, weights, out=place)
             if self.previous is not None:
-                out[columns] += self.previous[0][0] * self.previous[1][columns]
-            self._checked(out[columns])
+                place += self.previous[0][0] * self.previous[1][columns]
+            self._checked(place)
 
         for _ in each_block(self.rows, fill, self.rows.streamed):
             pass
@@ -84,13 +85,17 @@ class Mixed:
                 torch.mm(weights, part, out=place)
             self._checked(place)
 
-        for _ in each_block(self.rows, fill):
+        for _ in each_block(self.rows, fill, self.rows.streamed if weights.dim() == 1 else None):
             pass
         return out
 
     def _checked(self, block: Tensor) -> Tensor:
-        if not self.rows.finite and not isfinite(float(block.detach().sum())):
-            raise BrokenRows
+        if not self.rows.finite:
+            z = block.detach()
+            if z.dim() == 2 and z.stride(1) != 1:  # slow to sum
+                z = z.T @ z.new_ones(z.shape[0])
+            if not isfinite(z.sum()):
+                raise BrokenRows
         return block
 
 
