@@ -80,7 +80,8 @@ class Stage:
         anchors = (PREVIOUS, ORIGIN) if previous else (ORIGIN,)
         gram = Gram(n, anchors, lambda: (inner, squared_distances(inner)), seed=_seed(self, generator))
         weights = self.weights(gram, f)
-        return torch.eye(n, n + previous).double() if weights is None else weights[:, : n + previous]
+        weights = torch.eye(n, dtype=torch.float64) if weights is None else weights
+        return gram.padded(weights)[:, : n + previous]
 
     def influence(
         self, rows: Tensor, f: int = 0, *, previous: Tensor | None = None, generator: Generator | None = None

@@ -159,7 +159,7 @@ class Points:
     def near(self, point: int) -> Tensor:
         """Squared distances (n,) of the rows to one point."""
         total = self._near(point, self.rows.data.dtype)
-        others = torch.cat([total[:point], total[point + 1 :]]).detach()
+        others = total.detach()[torch.arange(self.rows.n) != point] if point < self.rows.n else total.detach()
         if self.rows.data.dtype == torch.float32 and not _representable(others, self.rows.d):
             total = self._near(point, torch.float64)
         return total
@@ -247,7 +247,7 @@ class Points:
         total = next(parts)
         for part in parts:  # by NumPy: torch would wake threads of its own beside those of the blocks
             np.add(total.numpy(), part.numpy(), out=total.numpy())
-        if not self.rows.finite and not total.isfinite().all():
+        if not self.rows.finite and not np.isfinite(total.detach().numpy()).all():
             raise BrokenRows
         return total
 

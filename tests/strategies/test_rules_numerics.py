@@ -30,6 +30,7 @@ from fedsim.strategies import (
     NoisyMedian,
     TrimmedMean,
 )
+from fedsim.strategies.base import Stage
 from fedsim.strategies.columns import Rows
 from fedsim.strategies.gram import Points
 
@@ -281,3 +282,20 @@ def test_centred_clipping_walks_from_the_previous_answer() -> None:
 
 def _cc(rows: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
     return CenteredClipping(9.0)(rows, 0, previous=previous)
+
+
+@pytest.mark.parametrize(
+    ("part", "m"),
+    [(Krum(), 1), (GeometricMedian(), 1), (RFA(), 1), (CenteredClipping(1.0), 1), (NNM(), 8), (Median(), 8)]
+    + [(Chain(NNM(), CenteredClipping(1.0)), 1), (Chain(Bucketing(), Median()), 4)],
+    ids=str,
+)
+def test_the_previous_answer_has_a_weight_whatever_the_rule(part: Stage, m: int) -> None:
+    points = torch.randn(9, 5, generator=Generator().manual_seed(13), dtype=torch.float64)
+    generator = Generator().manual_seed(1)
+    with_previous = part.weights_from_gram(points @ points.T, 1, previous=True, generator=generator)
+    assert with_previous.shape == (m, 9)
+    if "CenteredClipping" not in str(part):
+        generator = Generator().manual_seed(1)
+        alone = part.weights_from_gram(points[:8] @ points[:8].T, 1, generator=generator)
+        assert torch.allclose(with_previous, torch.nn.functional.pad(alone, (0, 1)))
