@@ -84,27 +84,35 @@ class Group(Clients):
 def rows(
     fed: Federation, states: State, x: Tensor, round: int, ids: NDArray[np.int64]
 ) -> tuple[State, Tensor]:
-    """The gradients of all at once; what a method makes of them group by group, so that it stays in the cache."""
+    """A share of the clients for each thread: their gradients at once, what the method makes of them by groups."""
     method, n, d = fed.experiment.method, len(ids), fed.x0.numel()
     at = x if not method.peer else x[: fed.computing]  # among peers all take part
-    env, messages = Clients(fed, ids, round, states), fed.x0.new_empty(n, d)
-    batch = fed.batch(round, ids) if method.steps == 1 else None
-    known = Gradient(env, at, batch) if batch else None
+    messages = fed.x0.new_empty(n, d)
     after = {name: torch.empty_like(value) for name, value in states.items()}
+    once = method.steps == 1
+    group_size = max(1, (CACHED if once else STEPPED) // d) if fed.device == "cpu" else n
 
-    def step(part: slice) -> None:
-        state = {name: value[part] for name, value in states.items()}
-        here = at[part] if method.peer else at
-        those = batch.part(part) if batch else fed.batch(round, ids[part])
-        group = Group(env, part, state, here, those, known, messages[part])
-        state, sent = method.client_step(state, group.x, group.batch, group)
-        for name, value in (state | (group.mechanism.kept if group.mechanism else {})).items():
-            after[name][part] = value
-        if sent.data_ptr() != group.sent.data_ptr():
-            messages[part] = sent
+    def work(share: slice) -> None:
+        mine = {name: value[share] for name, value in states.items()}
+        env, here = Clients(fed, ids[share], round, mine), at[share] if method.peer else at
+        batch = fed.batch(round, env.ids) if once else None
+        known = Gradient(env, here, batch) if batch else None
+        for part in _cut(len(env.ids), group_size):
+            those = batch.part(part) if batch else fed.batch(round, env.ids[part])
+            state = {name: value[part] for name, value in mine.items()}
+            place = here[part] if method.peer else here
+            group = Group(env, part, state, place, those, known, messages[share][part])
+            state, sent = method.client_step(state, place, those, group)
+            for name, value in (state | (group.mechanism.kept if group.mechanism else {})).items():
+                after[name][share][part] = value
+            if sent.data_ptr() != group.sent.data_ptr():
+                group.sent.copy_(sent)
 
-    size = n if fed.device != "cpu" else max(1, (CACHED if batch else STEPPED) // d)
-    groups = [slice(start, min(start + size, n)) for start in range(0, n, size)]
-    for _ in each(step, groups, fed.device) if batch else map(step, groups):
+    threads = 1 if fed.gradients.alone or n * d < CACHED else torch.get_num_threads()
+    for _ in each(work, _cut(n, -(-n // threads)), fed.device):
         pass
     return after, messages
+
+
+def _cut(n: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from math import ceil, inf
 from threading import Lock
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,9 @@ from fedsim.types import Batch
 
 
 class Route(Protocol):
-    """A way to the gradients of n clients."""
+    """A way to the gradients of n clients; `alone`: in one thread at a time."""
+
+    alone: ClassVar[bool]
 
     def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Write:
         """Get ready to give the gradients (n, d), examples clipped."""
@@ -46,8 +49,13 @@ class ClientGradients:
         self.x = flatten(model)
         self.memory = memory or (2**26 if self.x.device.type == "cpu" else 2**31)
         self.route: Route | None = None
-        self.lock = Lock()  # a route keeps what it does in itself
+        self.turn = Lock()
         self.activations = 0  # bytes of an example
+
+    @property
+    def alone(self) -> bool:
+        """Whether threads would wait for each other, or it is not known yet."""
+        return self.route is None or self.route.alone
 
     def __call__(
         self,
@@ -64,18 +72,18 @@ class ClientGradients:
     def prepare(self, x: Tensor, batch: Batch, clip: Clip | None = None) -> Write:
         """The same in steps: what all gradients follow from; then those of some clients at a time, in any thread."""
         n, b = batch.y.shape
-        with self.lock:
-            if self.route is None:
-                self.route = self._choose(batch)
-            client = b * self.activations + x.element_size() * self.route.numbers(b, clip is not None)
-            chunks = ceil(n * client / self.memory)
+        with self.turn:
+            route = self.route = self.route or self._choose(batch)
+        client = b * self.activations + x.element_size() * route.numbers(b, clip is not None)
+        chunks = ceil(n * client / self.memory)
+        with self.turn if route.alone else nullcontext():
             if chunks == 1:
-                return self.route(x, batch, clip)
+                return route(x, batch, clip)
             rows, size = x.new_empty(n, x.shape[-1]), ceil(n / chunks)
             for start in range(0, n, size):
                 part = slice(start, start + size)
                 here = x if x.dim() == 1 else x[part]
-                self.route(here, batch.part(part), clip and clip.part(part))(slice(None), rows[part])
+                route(here, batch.part(part), clip and clip.part(part))(slice(None), rows[part])
             return known(rows)
 
     def _choose(self, batch: Batch) -> Route:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -25,6 +27,8 @@ def known(rows: Tensor) -> Write:
 
 class Vmap:
     """The route for a model of pure tensor operations."""
+
+    alone: ClassVar[bool] = True  # a functional call changes the model for a while
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -65,6 +69,8 @@ class Vmap:
 
 class Loop:
     """The route for any other model: the specification, n times."""
+
+    alone: ClassVar[bool] = True  # a functional call changes the model for a while
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -7,8 +7,10 @@ layers alone. Then each layer writes the clients' gradients straight into its co
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,16 +43,25 @@ class Call:
     output: GradientEdge
 
 
+class _Pass(threading.local):
+    """A forward pass of this thread: the parameters of each layer, and the calls until now."""
+
+    def __init__(self) -> None:
+        self.at: dict[str, Parameters] = {}
+        self.calls: dict[str, Call] = {}
+
+
 class Layerwise:
     """The route for a model of known layers; raises `Unfit` for any other."""
+
+    alone: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, channels_last: bool) -> None:
         self.channels_last = channels_last
         self.stored = 0  # numbers that clipping keeps for each example
         self.model = copy.deepcopy(model)
         self.layers: dict[str, Layer] = {}
-        self.at: dict[str, Parameters] = {}
-        self.calls: dict[str, Call] = {}
+        self.now = _Pass()
         for name, module in self.model.named_modules():
             if next(module.parameters(recurse=False), None) is not None:
                 if type(module) not in LAYERS or not LAYERS[type(module)].fits(module):
@@ -66,10 +77,10 @@ class Layerwise:
             parameter.data = parameter.new_full((), torch.nan).expand(parameter.shape)
 
     def _call(self, name: str, x: Tensor) -> Tensor:
-        if name in self.calls:
+        if name in self.now.calls:
             raise Unfit(f"{name} is called twice")
-        kept, y = self.layers[name].forward(x, self.at[name])
-        self.calls[name] = Call(kept.detach(), get_gradient_edge(y))
+        kept, y = self.layers[name].forward(x, self.now.at[name])
+        self.now.calls[name] = Call(kept.detach(), get_gradient_edge(y))
         return y
 
     def numbers(self, b: int, clipped: bool) -> int:
@@ -111,10 +122,9 @@ class Layerwise:
         if self.channels_last:
             inputs = torch.empty_like(inputs, memory_format=torch.channels_last).copy_(inputs)
         with torch.enable_grad():
-            self.at = self._views(x.detach().requires_grad_())
-            self.calls = {}
+            self.now.at, self.now.calls = self._views(x.detach().requires_grad_()), {}
             logits = self.model(inputs)
-        calls, self.calls, self.at = self.calls, {}, {}
+        calls, self.now.calls, self.now.at = self.now.calls, {}, {}
         if calls.keys() != self.layers.keys():
             raise Unfit("a layer is not called")
         with torch.no_grad():  # the gradient of the cross-entropy: softmax less one at the label
