@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,30 +30,34 @@ class Plot:
     figure: Figure
     lines: list[tuple[str, str, str]] = field(default_factory=list)
 
+    def svg(self, title: str | None = None) -> str:
+        """The figure for a page that gives it its ground and its keys; with a title alone, on white, with a legend."""
+        buffer, ground = BytesIO(), {"transparent": True} if title is None else {"facecolor": "white"}
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}), self._alone(title):
+            self.figure.savefig(buffer, format="svg", metadata={"Date": None}, **ground)
+        return buffer.getvalue().decode()
+
+    def png(self, title: str = "") -> bytes:
+        buffer = BytesIO()
+        with self._alone(title):
+            self.figure.savefig(buffer, format="png", dpi=200, facecolor="white")
+        return buffer.getvalue()
+
     @contextmanager
-    def with_legend(self) -> Iterator[None]:
-        """The figure as it stands in a file, with the names of its lines; on a page they are buttons beside it."""
+    def _alone(self, title: str | None) -> Iterator[None]:
+        if not title:
+            yield
+            return
+        self.figure.suptitle(textwrap.fill(title, 70), x=0.02, ha="left", fontsize=9.5, color=INK)
         parts = {part.get_gid(): part for part in self.figure.findobj()}
         shown = self.lines if len(self.lines) > 1 else []
         legend = self.figure.legend(
-            [parts[line] for line, _, _ in shown], [title for _, title, _ in shown], loc="outside upper left",
-            fontsize=8, frameon=False, labelcolor=INK, ncols=2,
+            [parts[line] for line, _, _ in shown], [label for _, label, _ in shown],
+            loc="outside lower left", fontsize=8, frameon=False, labelcolor=INK, ncols=2,
         )  # fmt: skip
-        try:
-            yield
-        finally:
-            legend.remove()
-
-    def svg(self) -> str:
-        buffer = BytesIO()
-        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):
-            self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-        return buffer.getvalue().decode()
-
-    def png(self) -> bytes:
-        buffer = BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=200, facecolor="white")
-        return buffer.getvalue()
+        yield
+        legend.remove()
+        self.figure.suptitle("")
 
 
 @contextmanager

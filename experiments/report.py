@@ -35,14 +35,16 @@ def report(folder: Path, out: Path | None = None, small: bool = False) -> Path:
     results = Results.of(folder)
     out = out or folder / "report"
     found = [section for make in sections.ALL if (section := make(results))]
-    plots = [plot for section in found for figure in section.figures for plot in figure.plots.values()]
     content: dict[str, bytes] = {}
-    for plot in plots[:MAIN] if small else plots:
-        with plot.with_legend():
-            content |= {f"{plot.name}.svg": plot.svg().encode()}
-            content |= {} if small else {f"{plot.name}.png": plot.png()}
+    for plot, title in list(_titled(found))[: MAIN if small else None]:
+        content[f"{plot.name}.svg"] = plot.svg(title).encode()
+        if not small:
+            content[f"{plot.name}.png"] = plot.png(title)
     table = results.table()
-    content |= {"table.csv": table.to_csv(index=False).encode(), "table.tex": latex(table).encode()}
+    content |= {
+        "table.csv": table.to_csv(index=False, float_format="%.8g").encode(),
+        "table.tex": latex(table).encode(),
+    }
     page = out / "index.html"
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -50,6 +52,13 @@ def report(folder: Path, out: Path | None = None, small: bool = False) -> Path:
             (out / name).write_bytes(text)
         write_whole(page, html(results, found, table, list(content)).encode())
     return page
+
+
+def _titled(found: Sequence[Section]) -> Iterator[tuple[Plot, str]]:
+    for section in found:
+        for figure in section.figures:
+            for name, plot in figure.plots.items():
+                yield plot, f"{figure.title}: {name}" if name else figure.title
 
 
 def html(results: Results, found: Sequence[Section], table: pd.DataFrame, beside: Sequence[str]) -> str:
@@ -133,6 +142,7 @@ def inline(plot: Plot) -> str:
     svg = re.sub(r' id="(?!s-|[pmhC][0-9a-f]{8})[^"]*"', "", svg)
     for ink, variable in INKS.items():
         svg = svg.replace(ink, variable)
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)  # half the size
     return re.sub(r"\n\s*", "\n", svg.replace("<svg ", '<svg role="img" ', 1))
 
 
