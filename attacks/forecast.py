@@ -15,7 +15,6 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import pad
 
 from fedsim.types import Target
 
@@ -166,18 +165,20 @@ class Forecast:
         inner = still + t * once + t * t * twice
         generator = Generator(self.path.s.device).manual_seed(self.target.seed)
         previous = self.target.previous is not None
-        weights = self.rule.weights_from_gram(inner, self.target.f, previous=previous, generator=generator)
-        return pad(weights, (0, len(inner) - weights.shape[1]))
+        return self.rule.weights_from_gram(inner, self.target.f, previous=previous, generator=generator)
 
     def _reduced(self, factors: Tensor, weights: Tensor) -> Tensor:
         """The rule's second hook on the sample of columns, for all factors at once."""
-        n, weights = len(self.rows), weights.to(self.rows)
+        n, weights = (
+            len(self.rows),
+            weights.to(self.rows).transpose(0, 1),
+        )  # (m, k, ...): as the hook wants its rows
+        mixed = weights[:, :, :n] @ self.rows
         along = weights[:, :, self.target.honest : n] @ self.step
-        mixed = weights[:, :, :n] @ self.rows + factors.to(along)[:, None, None] * along  # (k, m, columns)
+        mixed.addcmul_(along, factors.to(along)[:, None])
         if self.previous is not None:
             mixed += weights[:, :, n:] @ self.previous
-        block = mixed.transpose(0, 1).flatten(1)
-        reduced: Tensor = self.rule.stages[-1].reduce(block, self.target.f)
+        reduced: Tensor = self.rule.stages[-1].reduce(mixed.flatten(1), self.target.f)
         answers = reduced.view(len(factors), -1)
         if self.objective == "reverse":
             return -(answers @ (self.s * self.share)).double().cpu() / self.inner[-1, -1].sqrt()

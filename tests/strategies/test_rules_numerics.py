@@ -286,8 +286,16 @@ def _cc(rows: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("part", "m"),
-    [(Krum(), 1), (GeometricMedian(), 1), (RFA(), 1), (CenteredClipping(1.0), 1), (NNM(), 8), (Median(), 8)]
-    + [(Chain(NNM(), CenteredClipping(1.0)), 1), (Chain(Bucketing(), Median()), 4)],
+    [
+        (Krum(), 1),
+        (GeometricMedian(), 1),
+        (RFA(), 1),
+        (CenteredClipping(1.0), 1),
+        (NNM(), 8),
+        (Median(), 8),
+        (Chain(NNM(), CenteredClipping(1.0)), 1),
+        (Chain(Bucketing(), Median()), 4),
+    ],
     ids=str,
 )
 def test_the_previous_answer_has_a_weight_whatever_the_rule(part: Stage, m: int) -> None:
