@@ -229,6 +229,17 @@ def test_influence_is_the_weight_in_the_answer(claim: Claim, case: Case) -> None
             assert float(influence.sum()) == pytest.approx(1, rel=1e-5)
 
 
+def test_influence_on_wide_rows_looks_at_some_columns_and_still_sees_a_broken_row() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 200_000, generator=g)
+    x[8] += 1.5
+    kept = ((x >= x.kthvalue(3, 0).values) & (x <= x.kthvalue(7, 0).values)).double().mean(1) / 5
+    for rule in (TrimmedMean(), strategies.Chain(strategies.Bucketing(1), TrimmedMean())):
+        assert float((rule.influence(x, 2, generator=g) - kept).abs().max()) < 0.005
+    x[8, 7] = torch.nan
+    assert TrimmedMean().influence(x, 2)[8] == 0
+
+
 def test_influence_of_coordinate_rules_counts_the_columns_where_a_row_was_kept() -> None:
     x = torch.tensor([[0.0, 9.0, 3.0, 1.0], [1.0, 1.0, 1.0, 2.0], [2.0, 2.0, 2.0, 3.0]])
     assert TrimmedMean().influence(x, 1).tolist() == [0, 0.5, 0.5]
