@@ -29,7 +29,7 @@ from fedsim.strategies.mixed import Mixed
 from fedsim.types import Mixer, Rule
 
 T = TypeVar("T")
-LOOKED_AT = 2**14  # columns that tell the weight of a row
+LOOKED_AT = 2**12  # columns that tell the weight of a row
 
 
 class Stage:
@@ -90,7 +90,7 @@ class Stage:
     ) -> Tensor:
         """The weight (n,), float64, of each row in the answer, a mean over columns; 0 where dropped.
 
-        Of more than 2^15 columns every k-th is looked at, so many that 2^14 or more are.
+        Of more than 2^13 columns every k-th is looked at, so many that 2^12 or more are.
         """
         n, d = rows.shape
         self.require(n, f)

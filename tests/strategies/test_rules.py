@@ -235,7 +235,7 @@ def test_influence_on_wide_rows_looks_at_some_columns_and_still_sees_a_broken_ro
     x[8] += 1.5
     kept = ((x >= x.kthvalue(3, 0).values) & (x <= x.kthvalue(7, 0).values)).double().mean(1) / 5
     for rule in (TrimmedMean(), strategies.Chain(strategies.Bucketing(1), TrimmedMean())):
-        assert float((rule.influence(x, 2, generator=g) - kept).abs().max()) < 0.005
+        assert float((rule.influence(x, 2, generator=g) - kept).abs().max()) < 0.01
     x[8, 7] = torch.nan
     assert TrimmedMean().influence(x, 2)[8] == 0
 
