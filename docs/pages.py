@@ -1,10 +1,12 @@
-"""Pages that the site makes of the code itself: one for each component from its docstring, one for all studies."""
+"""Pages that the site makes of the code itself: one for each component from its docstring, one for each study."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import re
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +21,7 @@ from fedsim.experiments.recipes.median_mean import toy
 from fedsim.experiments.recipes.sign_votes import probabilities
 from fedsim.experiments.study import Study
 
-RESULTS = Path(__file__).parent / "results"  # NAME/table.csv and NAME/*.svg, of `fedsim report`
+RESULTS = Path(__file__).parent / "results"  # of `fedsim report --small`, each with a text.md
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -32,6 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def pages() -> dict[str, str]:
     """All generated pages by path."""
     found = {"studies.md": studies(), "components/index.md": overview()}
+    found |= {f"studies/{name}.md": study(name, recipe) for name, recipe in recipes_of_studies().items()}
     for kind in catalog.KINDS:
         members = catalog.names(kind)
         lines = [f"| [{name}]({name}.md) | {prose(first_line(c))} |" for name, c in members.items()]
@@ -60,32 +63,42 @@ def component(kind: str, name: str, cls: type[Component]) -> str:
 
 
 def studies() -> str:
-    """Every recipe that is a study: protocol, notes, cells, command, and the results that are committed."""
+    """All recipes that are studies, and what can be said in closed form."""
+    rows = [
+        f"| [{name}](studies/{name}.md) | {prose(first_line(function))} | {'yes' if measured(name) else ''} |"
+        for name, function in recipes_of_studies().items()
+    ]
     parts = [
         "# Studies",
         "Published settings as functions of `fedsim.experiments.recipes`; each also has a reduced setting.",
-    ]
-    for name in recipes.__all__:
-        function = getattr(recipes, name)
-        study = function()
-        if isinstance(study, Study):
-            small = function(reduced=True)
-            parts += [f"## {name}", *paragraphs(inspect.getdoc(function) or "")]
-            parts.append("\n".join(f"- {prose(note)}" for note in small.notes))
-            cells, fewer = (len(s.cells()[0]) for s in (study, small))
-            commands = f"fedsim sweep {name}  # {cells} cells\nfedsim sweep {name} --reduced  # {fewer} cells"
-            parts.append(f"```text\n{commands}\n```")
-            parts += results(name)
-    parts += [
+        "\n".join(["| study | | measured |", "| --- | --- | --- |", *rows]),
         "## In closed form",
         "Computed as this page was built, by `recipes.median_mean.toy`:",
         markdown(toy()),
+        "By `recipes.sign_votes.probabilities`, for 25 clients:",
+        markdown(probabilities()),
     ]
-    parts += ["By `recipes.sign_votes.probabilities`, for 25 clients:", markdown(probabilities())]
     return "\n\n".join(parts) + "\n"
 
 
-def results(name: str) -> list[str]:
+def recipes_of_studies() -> dict[str, Callable[..., Study]]:
+    found = {name: getattr(recipes, name) for name in recipes.__all__}
+    return {name: function for name, function in found.items() if isinstance(function(), Study)}
+
+
+def study(name: str, function: Callable[..., Study]) -> str:
+    """A recipe: protocol, notes, cells, command, and the results that are committed."""
+    small = function(reduced=True)
+    parts = [f"# {name}", *paragraphs(inspect.getdoc(function) or "")]
+    parts.append("\n".join(f"- {prose(note)}" for note in small.notes))
+    cells, fewer = (len(s.cells()[0]) for s in (function(), small))
+    commands = f"fedsim sweep {name}  # {cells} cells\nfedsim sweep {name} --reduced  # {fewer} cells"
+    parts.append(f"```text\n{commands}\n```")
+    parts += measured(name) or ["No results are committed yet."]
+    return "\n\n".join(parts) + "\n"
+
+
+def measured(name: str) -> list[str]:
     """What was measured, in the whole and in the reduced setting, where it is committed."""
     parts = []
     for title, folder in (
@@ -93,11 +106,32 @@ def results(name: str) -> list[str]:
         ("Measured in the reduced setting", RESULTS / f"{name}-reduced"),
     ):
         if (folder / "table.csv").exists():
-            pictures = [
-                f"![{name}](results/{folder.name}/{file.name})" for file in sorted(folder.glob("*.svg"))
+            table, place = pd.read_csv(folder / "table.csv"), f"../results/{folder.name}"
+            parts += [f"## {title}", facts(table)]
+            parts += [f"[The report]({place}/index.html)."] if (folder / "index.html").exists() else []
+            parts += [(folder / "text.md").read_text().strip()] if (folder / "text.md").exists() else []
+            parts += [
+                f"![{file.stem} of {name}]({place}/{file.name})" for file in sorted(folder.glob("*.svg"))
             ]
-            parts += [f"{title}:", markdown(pd.read_csv(folder / "table.csv")), *pictures]
-    return parts or ["No results are committed yet."]
+            for file in sorted(folder.glob("*.csv")):
+                if file.stem != "table":
+                    parts += [f"By `{file.stem}` of the recipe's module:", markdown(pd.read_csv(file))]
+            parts += ['??? note "All cells"', textwrap.indent(markdown(table), "    ")]
+    return parts
+
+
+def facts(table: pd.DataFrame) -> str:
+    """What went into a table, and how far it is from what the paper reports."""
+    minutes = (table["seconds"] * table["seeds"]).sum() / 60
+    text = f"{table['seeds'].sum()} runs, {minutes:.0f} minutes of computing in all, on two shared cores."
+    if "difference" in table and (known := table[table["difference"].notna()]).size:
+        near = known["difference"].abs()
+        text += (
+            f" {len(known)} cells have a published accuracy: the difference is {known['difference'].median():+.1f} "
+            f"points in the median, {(near <= 5).sum()} are within 5 points, {(near <= 15).sum()} within 15; rank "
+            f"correlation {known['accuracy'].corr(known['reported'], method='spearman'):.2f}."
+        )
+    return text
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -132,5 +166,5 @@ def default(field: dataclasses.Field[object]) -> str:
     return ""
 
 
-def first_line(cls: type[Component]) -> str:
-    return (inspect.getdoc(cls) or "").partition("\n")[0]
+def first_line(of: object) -> str:
+    return (inspect.getdoc(of) or "").partition("\n")[0]

@@ -64,4 +64,5 @@ def test_every_component_has_a_page() -> None:
     assert "(https://arxiv.org/abs/2603.23472)" in pages["components/methods/ByzClip21SGD2M.md"]
     for name in recipes.__all__:
         if isinstance(getattr(recipes, name)(), Study):
-            assert f"\n## {name}\n" in pages["studies.md"]
+            assert pages[f"studies/{name}.md"].startswith(f"# {name}\n")
+            assert f"(studies/{name}.md)" in pages["studies.md"]

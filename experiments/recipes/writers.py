@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
+
 from fedsim.attacks import ALIE
 from fedsim.batches import Fixed
 from fedsim.datasets.load import MNIST
@@ -55,3 +57,22 @@ def writers(reduced: bool = False) -> Study:
         base = replace(base, rounds=100, evaluate_every=20)
         notes.append("Reduced setting: 100 rounds, three seeds.")
     return Study(base, axes(table), notes=notes)
+
+
+def look_alikes(table: pd.DataFrame) -> pd.DataFrame:
+    """How well each synthetic split predicts the accuracies by writer, from the table of a report on `writers`.
+
+    Over all pairs of rule and attack: the mean difference and mean absolute difference to "by writer", in points, and
+    the rank correlation.
+    """
+    cells = table.pivot_table("accuracy", ["rule", "attack"], "split", sort=False)
+    real = cells.pop("by writer")
+    lines = {
+        name: {
+            "difference": (column - real).mean(),
+            "absolute difference": (column - real).abs().mean(),
+            "rank correlation": column.corr(real, method="spearman"),
+        }
+        for name, column in cells.items()
+    }
+    return pd.DataFrame(lines).T.rename_axis("split").reset_index()

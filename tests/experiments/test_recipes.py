@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from fedsim.experiments.recipes.sign_votes import (
     wrong_sign,
     wrong_signs,
 )
+from fedsim.experiments.recipes.writers import look_alikes
 from fedsim.experiments.results import same
 from fedsim.experiments.study import Cell, Study
 from fedsim.experiments.tuning import searches
@@ -143,3 +145,18 @@ def test_wrong_signs_in_training() -> None:
     table = in_training(experiment, rounds=20, dataset=pictures())
     assert (abs(table["measured"] - table["exact"]) < 0.02).all()
     assert table["measured"].is_monotonic_increasing
+
+
+# ---------------------------------------------------------------- writers
+def test_a_look_alike_is_as_far_off_as_its_accuracies() -> None:
+    rows = [
+        ("by writer", "a", 90),
+        ("by writer", "b", 80),
+        ("near", "a", 91),
+        ("near", "b", 79),
+        ("far", "a", 60),
+    ]
+    lines = [{"split": s, "rule": r, "attack": "x", "accuracy": a} for s, r, a in [*rows, ("far", "b", 70)]]
+    table = look_alikes(pd.DataFrame(lines)).set_index("split")
+    assert list(table.loc["near"]) == pytest.approx([0, 1, 1])
+    assert list(table.loc["far"]) == pytest.approx([-20, 20, -1])
