@@ -113,6 +113,24 @@ def growth(
 
 @app.command()
 @guarded
+def absent(
+    registered: Annotated[list[int], typer.Option(min=100, help="Registered clients; repeat.")] = [
+        1_000,
+        100_000,
+    ],
+    count: Annotated[int, typer.Option(min=1, help="Rounds to time.")] = 20,
+    memory: Annotated[float, typer.Option(min=0, help="GiB of clients' states before they spill.")] = 1.0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Seconds per round and peak memory as more clients are registered and as many take part."""
+    from fedsim.experiments.bench_absent import bench_absent
+
+    _print(bench_absent(registered, count, memory, threads), as_json)
+
+
+@app.command()
+@guarded
 def rules(
     n: Annotated[list[int], typer.Option(help="Rows; repeat.")] = [10, 50, 200],
     d: Annotated[list[int], typer.Option(help="Columns; repeat.")] = [100_000, 1_000_000],
