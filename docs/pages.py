@@ -21,6 +21,7 @@ from fedsim.experiments.recipes.median_mean import toy
 from fedsim.experiments.recipes.sign_votes import probabilities
 from fedsim.experiments.study import Study
 
+FIRST = ("privacy", "attack-rule", "f-split", "accuracy", "")  # the order of pictures
 RESULTS = Path(__file__).parent / "results"  # of `fedsim report --small`, each with a text.md
 
 
@@ -110,9 +111,8 @@ def measured(name: str) -> list[str]:
             parts += [f"## {title}", facts(table)]
             parts += [f"[The report]({place}/index.html)."] if (folder / "index.html").exists() else []
             parts += [(folder / "text.md").read_text().strip()] if (folder / "text.md").exists() else []
-            parts += [
-                f"![{file.stem} of {name}]({place}/{file.name})" for file in sorted(folder.glob("*.svg"))
-            ]
+            pictures = [file.name for start in FIRST for file in sorted(folder.glob(f"{start}*.svg"))]
+            parts += [f"![{name}]({place}/{picture})" for picture in dict.fromkeys(pictures)]
             for file in sorted(folder.glob("*.csv")):
                 if file.stem != "table":
                     parts += [f"By `{file.stem}` of the recipe's module:", markdown(pd.read_csv(file))]

@@ -111,7 +111,7 @@ def over_rounds(name: str, lines: list[tuple[str, pd.DataFrame]], metric: str, l
         axes.set(xlabel="round", ylabel=label, xlim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if metric == "accuracy":
-            axes.set_ylim(0, 101)
+            _percent([axes], [runs["accuracy"] for _, runs in lines])
         elif all((runs[metric].dropna() > 0).all() for _, runs in lines):
             axes.set_yscale("log")
         return plot
@@ -131,7 +131,8 @@ def privacy_utility(name: str, lines: list[tuple[str, pd.DataFrame]]) -> Plot:
             axes.vlines(spent, reached["min"], reached["max"], color=style["color"], gid=f"{gid}-band")
             plot.lines.append((gid, title, style["color"]))
             pairs |= dict(zip(spent, spent.index, strict=True))
-        axes.set(xlabel="accounted epsilon", ylabel="test accuracy, %", ylim=(0, 101), xscale="log")
+        axes.set(xlabel="accounted epsilon", ylabel="test accuracy, %", xscale="log")
+        _percent([axes], [runs["accuracy"] for _, runs in lines])
         ticks = sorted(pairs)
         axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         axes.minorticks_off()
@@ -209,12 +210,20 @@ def cost(name: str, lines: list[tuple[str, pd.DataFrame]]) -> Plot:
                 )  # fmt: skip
             plot.lines.append((gid, title, colour))
         for axes, label in zip(panels, ("seconds", "megabytes sent, both ways"), strict=True):
-            axes.set(xlabel=label, ylim=(0, 101))
+            axes.set(xlabel=label)
+        _percent(panels, [runs["accuracy"] for _, runs in lines])
         if all((runs["seconds"] > 0).all() for _, runs in lines):
             panels[0].set_xscale("log")
         panels[0].set_ylabel("test accuracy, %")
         panels[1].tick_params(labelleft=False)
         return plot
+
+
+def _percent(panels: Sequence[Axes], shares: Sequence[pd.Series]) -> None:
+    """From 0 to 100 %, or from where the lowest lies if that is high up."""
+    lowest = 100 * min(values.min() for values in shares)
+    for axes in panels:
+        axes.set_ylim(10 * ((lowest - 2) // 10) if lowest > 60 else 0, 101)
 
 
 def split(name: str, counts: pd.DataFrame, title: str = "") -> Plot:

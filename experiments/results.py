@@ -94,7 +94,7 @@ class Results:
             yield "all runs", part
         else:
             for value, runs in part.groupby(axis, sort=False):
-                yield str(value), runs
+                yield (f"{axis} {value}" if isinstance(same(value), float) else str(value)), runs
 
     def table(self) -> pd.DataFrame:
         """A row a cell: the axes, accuracy in % (mean and sample standard deviation over seeds), what was spent."""
