@@ -166,11 +166,16 @@ class Points:
 
     def _first_centre(self) -> int | None:
         """The origin (None), or the row nearest to the median where nearly all is common part; by a sample."""
-        d, half = self.rows.d, self.rows.n // 2
-        starts = range(0, d, max(16, d // 16))
-        sample = torch.cat([self.rows.block(slice(s, min(s + 16, d))) for s in starts], 1).detach().double()
-        row = int((sample - sample.median(0).values).square().sum(1).argmin())
-        around, far = ((sample - middle).square().sum(1).sort().values[half] for middle in (sample[row], 0))
+        n, step = self.rows.n, max(16, self.rows.d // 16)
+        z = self.rows.data.detach()
+        if self.rows.d >= 16:
+            z = z[:, : self.rows.d // step * step].unflatten(1, (-1, step))[..., :16].flatten(1)
+        z = z if self.rows.ids is None else z[self.rows.ids]
+        sample = z.cpu().double().numpy()
+        with np.errstate(all="ignore"):
+            median = np.sort(sample.T, axis=1)[:, (n - 1) // 2]
+            row = int(np.square(sample - median).sum(1).argmin())
+            around, far = (np.sort(np.square(sample - c).sum(1))[n // 2] for c in (sample[row], 0))
         return row if far > 16 * around else None
 
     def _refined(self, inner: Tensor, dtype: torch.dtype) -> Tensor:
