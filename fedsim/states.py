@@ -102,7 +102,7 @@ class Shelf:
     ) -> None:
         self.first = first
         self.bytes = sum(value.numel() * value.element_size() for value in first.values())
-        self.device = next((value.device.type for value in first.values()), "cpu")
+        self.device = next((value.device for value in first.values()), torch.device("cpu"))
         self.room = min(clients, int(memory * 2**30) // max(1, self.bytes))
         self.rows: State = {}
         self.place: dict[int, int] = {}  # of clients, in `rows`
@@ -114,21 +114,21 @@ class Shelf:
         return len(self.changed) * self.bytes
 
     def get(self, ids: Ids) -> State:
-        found = {name: value.new_empty(len(ids), *value.shape) for name, value in self.first.items()}
+        clients = ids.tolist()
+        here, place, there, never = self._where(clients)
+        if self.rows and len(here) == len(clients):
+            return {name: value.index_select(0, place) for name, value in self.rows.items()}
+        found = {name: value.new_empty(len(clients), *value.shape) for name, value in self.first.items()}
+        for name, value in found.items():
+            if len(here):
+                value.index_copy_(0, here, self.rows[name].index_select(0, place))
+            if len(never):
+                value[never] = self.first[name]
 
-        def fill(part: slice) -> None:
-            for j, client in enumerate(ids[part].tolist(), part.start):
-                row = [value[j : j + 1] for value in found.values()]
-                if (place := self.place.get(client)) is not None:
-                    for to, value in zip(row, self.rows.values(), strict=True):
-                        to.copy_(value[place : place + 1])
-                elif client in self.file.slots:
-                    self.file.read(client, row)
-                else:
-                    for to, value in zip(row, self.first.values(), strict=True):
-                        to.copy_(value)
+        def read(j: int) -> None:
+            self.file.read(clients[j], [value[j : j + 1] for value in found.values()])
 
-        self._each(fill, len(ids))
+        self._each(read, there)
         return found
 
     def put(self, ids: Ids, states: State) -> None:
@@ -142,18 +142,25 @@ class Shelf:
                 self.place[client] = len(self.place)
             elif client not in self.place:
                 self.file.claim(client)
+        here, place, there, _ = self._where(clients)
+        for name, value in self.rows.items():
+            new = states[name] if len(here) == len(clients) else states[name].index_select(0, here)
+            value.index_copy_(0, place, new)
 
-        def move(part: slice) -> None:
-            for j, client in enumerate(clients[part], part.start):
-                row = [states[name][j : j + 1] for name in self.first]
-                if (place := self.place.get(client)) is not None:
-                    for value, new in zip(self.rows.values(), row, strict=True):
-                        value[place : place + 1].copy_(new)
-                else:
-                    self.file.write(client, row)
+        def write(j: int) -> None:
+            self.file.write(clients[j], [states[name][j : j + 1] for name in self.first])
 
-        self._each(move, len(clients))
+        self._each(write, there)
         self.changed.update(client for client in clients if client in self.place)
+
+    def _where(self, clients: Sequence[int]) -> tuple[Tensor, Tensor, list[int], list[int]]:
+        """The indices of clients in memory and their places there; the indices of those in the file, and nowhere."""
+        place = torch.tensor([self.place.get(client, -1) for client in clients], dtype=torch.int64)
+        here = (place >= 0).nonzero()[:, 0]
+        others = [j for j, client in enumerate(clients) if client not in self.place]
+        there = [j for j in others if clients[j] in self.file.slots]
+        never = [j for j in others if clients[j] not in self.file.slots]
+        return here.to(self.device), place[here].to(self.device), there, never
 
     def flush(self, newest: tuple[Ids, State] | None) -> dict[str, Any]:
         """All rows into the file; its table."""
@@ -172,11 +179,14 @@ class Shelf:
         self.file.claim(client)
         self.file.write(client, row)
 
-    def _each(self, work: Callable[[slice], None], count: int) -> None:
-        """`work` on slices of so many rows, on as many threads as torch may use."""
-        size = max(1, -(-count // max(1, torch.get_num_threads())), 2**22 // max(1, self.bytes))
-        for _ in each(work, [slice(start, start + size) for start in range(0, count, size)], self.device):
-            pass
+    def _each(self, work: Callable[[int], None], rows: Sequence[int]) -> None:
+        """`work` on rows, on as many threads as torch may use where they are long."""
+        if len(rows) * self.bytes > 2**22:
+            for _ in each(work, rows, self.device.type):
+                pass
+        else:
+            for row in rows:
+                work(row)
 
 
 class RowFile:

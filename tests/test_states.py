@@ -110,6 +110,18 @@ def test_slots_that_no_checkpoint_counts_on_are_used_again(tmp_path: Path) -> No
     states.close()
 
 
+@pytest.mark.parametrize("memory", [0, 1])
+def test_nobody_has_no_rows(tmp_path: Path, memory: float) -> None:
+    """A cohort may hold no client that computes."""
+    states, nobody = States.start(FIRST, 4, memory=memory, file=tmp_path / "a.bin"), np.zeros(0, np.int64)
+    for _ in range(2):
+        same_shape = {name: (0, *value.shape) for name, value in FIRST.items()}
+        none = states.of(nobody)
+        assert {name: tuple(value.shape) for name, value in none.items()} == same_shape
+        states = states.after(nobody, none).after(np.arange(2), fresh(0, 2))
+    states.close()
+
+
 def test_without_a_state_there_is_no_file(tmp_path: Path) -> None:
     states = States.start({}, 5, memory=0, file=tmp_path / "a.bin").after(np.arange(3), {})
     assert states.of(np.arange(5)) == {}
