@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from fedsim.attacks import ALIE
 from fedsim.batches import Fixed
@@ -17,6 +15,9 @@ from fedsim.schedule import InverseTime
 from fedsim.spec import Experiment
 from fedsim.strategies import HeavyBall, TrimmedMean
 from fedsim.task import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPLITS = {
     "by writer": "Natural",
@@ -65,6 +66,8 @@ def look_alikes(table: pd.DataFrame) -> pd.DataFrame:
     Over all pairs of rule and attack: the mean difference and mean absolute difference to "by writer", in points, and
     the rank correlation.
     """
+    import pandas as pd
+
     cells = table.pivot_table("accuracy", ["rule", "attack"], "split", sort=False)
     real = cells.pop("by writer")
     lines = {
