@@ -13,6 +13,7 @@ from fedsim import run
 from fedsim.batches import Fixed
 from fedsim.experiments import recipes
 from fedsim.experiments.recipes.median_mean import TOY, expected_median, stationary, toy
+from fedsim.experiments.recipes.mixing import objectives
 from fedsim.experiments.recipes.sign_votes import (
     bound,
     in_training,
@@ -145,6 +146,15 @@ def test_wrong_signs_in_training() -> None:
     table = in_training(experiment, rounds=20, dataset=pictures())
     assert (abs(table["measured"] - table["exact"]) < 0.02).all()
     assert table["measured"].is_monotonic_increasing
+
+
+# ---------------------------------------------------------------- mixing
+def test_either_aim_of_a_search() -> None:
+    table = objectives(rounds=1, dataset=pictures())
+    assert list(zip(table["rule"], table["attack"], strict=True)) == [
+        (f"{mixer}+CWMed", attack) for mixer in ("Bucketing", "NNM") for attack in ("ALIE", "FOE")
+    ]
+    assert table[["distance", "reverse"]].stack().between(0, 100).all()
 
 
 # ---------------------------------------------------------------- writers
