@@ -224,7 +224,7 @@ class Points:
             return torch.cat([torch.cat([gram_of(z), across], 1), torch.cat([across, more @ more.T]).T])
 
         with one_blas_thread() if rows.n >= SYMMETRIC else nullcontext():
-            return self._sum(work, 8 * self.rows.cached)  # long products are quicker
+            return self._sum(work, self.rows.multiplied)
 
     def _near(self, point: int, dtype: torch.dtype) -> Tensor:
         def work(columns: slice) -> Tensor:
