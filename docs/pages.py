@@ -21,7 +21,7 @@ from fedsim.experiments.recipes.median_mean import toy
 from fedsim.experiments.recipes.sign_votes import probabilities
 from fedsim.experiments.study import Study
 
-FIRST = ("privacy", "attack-rule", "f-split", "accuracy", "")  # the order of pictures
+FIRST = ("surface", "privacy", "attack-rule", "f-split", "accuracy", "")  # the order of pictures
 RESULTS = Path(__file__).parent / "results"  # of `fedsim report --small`, each with a text.md
 
 

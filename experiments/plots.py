@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -169,6 +170,34 @@ def heat(name: str, table: pd.DataFrame, rows: str, columns: str, label: str) ->
         axes.spines[:].set_visible(False)
         axes.set(xlabel=columns, ylabel=rows)
         axes.set_title(label, fontsize=9, loc="left", color=MUTED)
+        return Plot(name, figure)
+
+
+def surface(name: str, tables: Mapping[tuple[str, str], pd.DataFrame]) -> Plot:
+    """Heat maps in %, side by side by the second part of their titles and one below the other by the first."""
+    down, across = (list(dict.fromkeys(titles)) for titles in zip(*tables, strict=True))
+    with inked():
+        rows = len(next(iter(tables.values())))
+        figure, panels = canvas(len(down), len(across), height=0.9 + len(down) * (0.4 + 0.3 * rows))
+        for axes, (one, other) in zip(panels, itertools.product(down, across), strict=True):
+            table = tables[one, other]
+            values = table.to_numpy(float)
+            axes.pcolormesh(np.ma.masked_invalid(values), cmap="cividis", vmin=0, vmax=100)
+            for (i, j), value in np.ndenumerate(values):
+                colour = "#000000" if value > 55 else "#ffffff"
+                axes.text(
+                    j + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8
+                )
+            axes.set_xticks(np.arange(values.shape[1]) + 0.5, [short(c) for c in table.columns])
+            axes.set_yticks(np.arange(values.shape[0]) + 0.5, [short(r) for r in table.index])
+            axes.set_title(f"{one}\n{other}", fontsize=8, color=MUTED)
+            axes.invert_yaxis()
+            axes.grid(False)
+            axes.tick_params(length=0, labelsize=8)
+            axes.spines[:].set_visible(False)
+            axes.label_outer()
+        figure.supxlabel(str(table.columns.name), fontsize=9, color=INK)
+        figure.supylabel(str(table.index.name), fontsize=9, color=INK)
         return Plot(name, figure)
 
 

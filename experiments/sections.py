@@ -92,6 +92,29 @@ def privacy(results: Results) -> Section | None:
     return Section("Privacy and utility", "What a budget buys.", [shown])
 
 
+def surface(results: Results) -> Section | None:
+    """Privacy, robustness and heterogeneity in one figure, in the worst case over attacks."""
+    f, split = results.axis("byzantine", "f"), results.axis("split")
+    epsilon = next((a for a in results.axes if _decides(results, a, "privacy.epsilon")), None)
+    if f is None or split is None or epsilon is None:
+        return None
+    down = next((a for a in (results.axis("method"), results.axis("rule")) if a), None)
+    keys = [f, split, *(a for a in results.axes if a not in (f, split))]
+    tables = dict[tuple[str, str], pd.DataFrame]()
+    for title, part in results.lines(results.final, down):
+        for value, runs in part.groupby(epsilon, sort=False):
+            means = 100 * runs.groupby(keys, sort=False)["accuracy"].mean()
+            worst = means.groupby(level=[0, 1], sort=False).min()
+            tables[title, f"epsilon {value}"] = worst.unstack(1)
+    shown = Figure(
+        f"{f} by {split} by {epsilon}",
+        "Test accuracy in %, in the worst case over all other axes.",
+        {"": plots.surface("surface", tables)},
+        list(results.final["experiment"]),
+    )
+    return Section("Privacy, robustness and heterogeneity", "What holds under all at once.", [shown])
+
+
 def robustness(results: Results) -> Section | None:
     """Heat maps: attack x rule, and f x heterogeneity in the worst case over attacks."""
     attack, rule = results.axis("attack"), results.axis("rule")
@@ -147,6 +170,7 @@ def splits(results: Results) -> Section | None:
 
 
 ALL: tuple[Callable[[Results], Section | None], ...] = (
+    surface,
     privacy,
     robustness,
     rounds,

@@ -27,7 +27,7 @@ from fedsim.experiments.sections import bytes_a_coordinate
 from fedsim.experiments.study import Score, Study, axes
 from fedsim.experiments.sweep import Sweep
 from fedsim.experiments.workers import Job, work
-from fedsim.privacy import MessageDP
+from fedsim.privacy import ExampleDP, MessageDP
 from fedsim.strategies import ByzClip21SGD2M
 
 TABLE = {
@@ -170,6 +170,24 @@ def test_privacy_and_utility_with_the_nominal_epsilon_above(tmp_path: Path) -> N
     svg = (tmp_path / "report" / "privacy-0.svg").read_text()
     for text in ("nominal epsilon", "accounted epsilon", ">100<", f">{spent[1]:.3g}<"):
         assert text in svg
+
+
+def test_privacy_robustness_and_heterogeneity_in_one_figure(tmp_path: Path) -> None:
+    """Each cell of a map is the worst of two attacks at that budget."""
+    table = {
+        "attack": ["IPM(0.1)", "IPM(10)"],
+        "byzantine": [1, 2],
+        "split.alpha": [0.1, 10],
+        "privacy.epsilon": [1, 100],
+    }
+    base = replace(SMALL, split=Dirichlet(1.0), privacy=ExampleDP(clip=1.0, epsilon=1.0, delta=1e-3))
+    Sweep(tmp_path, crew=inline)(Study(base, axes(table)))
+    assert "What holds under all at once" in report(tmp_path, small=True).read_text()
+    final = Results.of(tmp_path).final
+    worst = 100 * final.groupby(["privacy.epsilon", "byzantine", "split.alpha"])["accuracy"].min()
+    printed = re.findall(r">(\d+)</text>", (tmp_path / "report" / "surface.svg").read_text())
+    values = [f"{value:.0f}" for value in worst]
+    assert all(printed.count(value) >= values.count(value) for value in values)
 
 
 def test_a_report_on_single_runs(tmp_path: Path) -> None:
