@@ -39,8 +39,8 @@ NOTES = (
     "NNM and the median see whole vectors; the authors' code aggregates layer by layer.",
 )
 REDUCED = (
-    "Reduced setting: 200 rounds (the noise is calibrated to these), f = 5, fewer budgets, nine tuning points of which "
-    "the best three at round 50 go on to the end, one seed."
+    "Reduced setting: {rounds} rounds (the noise is calibrated to these), f = 5, fewer budgets, nine tuning points of "
+    "which the best three at a quarter of the rounds go on to the end, one seed."
 )
 
 
@@ -61,29 +61,32 @@ def _base(task: Task, batch: int, rounds: int) -> Experiment:
     )
 
 
-def _study(base: Experiment, byzantine: dict[str, Any], reduced: bool) -> Study:
+def _study(base: Experiment, byzantine: dict[str, Any], reduced: bool, rounds: int = 200) -> Study:
+    """The study of a figure; a reduced one has so many rounds."""
     if reduced:
-        base = replace(base, rounds=200, evaluate_every=20)
+        base = replace(base, rounds=rounds, evaluate_every=rounds // 10)
         byzantine = {name: change for name, change in byzantine.items() if name == "5"}
     grid: dict[str, tuple[str, ...]] = {
         "method.lr": ("1", "0.1", "0.01") if reduced else LR,
         "method.tau": ("1", "0.1", "0.01") if reduced else TAU,
     }
     table: dict[str, Any] = {
-        "seed": range(
-            1 if reduced else 3
-        ),  # the first: all cells of one seed are made before those of the next
+        "seed": range(1 if reduced else 3),  # first: all cells of one seed are made before those of the next
         "method": METHODS,
         "byzantine": byzantine,
         "privacy.epsilon": [3, 23] if reduced else [3, 8, 13, 18, 23],
     }
-    return Study(base, axes(table), _tuning(base, grid), notes=(*NOTES, REDUCED) if reduced else NOTES)
+    return Study(base, axes(table), _tuning(base, grid, reduced), notes=_notes(NOTES, base, reduced))
 
 
-def _tuning(base: Experiment, grid: dict[str, tuple[str, ...]]) -> Tuning:
+def _tuning(base: Experiment, grid: dict[str, tuple[str, ...]], reduced: bool) -> Tuning:
     half = base.rounds // 200 * 100
-    rungs = ((50, 3), (200, 1)) if base.rounds == 200 else ((100, 6), (500, 2), (half, 1))
+    rungs = ((base.rounds // 4, 3), (base.rounds, 1)) if reduced else ((100, 6), (500, 2), (half, 1))
     return Tuning(grid=grid, rungs=rungs, shared={"byzantine": "5"})
+
+
+def _notes(notes: Sequence[str], base: Experiment, reduced: bool) -> tuple[str, ...]:
+    return (*notes, REDUCED.format(rounds=base.rounds)) if reduced else tuple(notes)
 
 
 def _beside(counts: Sequence[int]) -> dict[str, Any]:
@@ -105,7 +108,7 @@ def byz_clip21_cnn(reduced: bool = False) -> Study:
     60 epochs of batches of 32 (T = 5,625); otherwise as `byz_clip21_mlp`. The reduced setting has the small CNN.
     """
     model = CNN("small" if reduced else "large")
-    return _study(_base(Task(data=MNIST(), model=model), 32, 5625), _beside((2, 5, 7)), reduced)
+    return _study(_base(Task(data=MNIST(), model=model), 32, 5625), _beside((2, 5, 7)), reduced, rounds=100)
 
 
 def byz_clip21_label_flip(reduced: bool = False) -> Study:
@@ -147,4 +150,4 @@ def byz_clip21_plus(reduced: bool = False) -> Study:
         "fixed size drawn without replacement; the paper scales its nominal noise by S/m.",
         *NOTES[1:],
     )
-    return Study(base, axes(table), _tuning(base, grid), notes=(*notes, REDUCED) if reduced else notes)
+    return Study(base, axes(table), _tuning(base, grid, reduced), notes=_notes(notes, base, reduced))
