@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os as _os
 from importlib import import_module
 from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 _root = _Path(__file__).resolve().parent.parent
 if (_root / "strategies" / "__init__.py").is_file() and not (_root / "fedsim" / "strategies").exists():
     __path__.append(str(_root))
+
+# Torch's threads spin for some 10 ms after each operation unless told otherwise before torch is imported: fedsim's own
+# threads wait for their cores meanwhile, and on a busy machine everybody does.
+_os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -84,7 +86,7 @@ class Group(Clients):
 def rows(
     fed: Federation, states: State, x: Tensor, round: int, ids: NDArray[np.int64]
 ) -> tuple[State, Tensor]:
-    """A share of the clients for each thread: their gradients at once, what the method makes of them by groups."""
+    """Shares of the clients, one a thread or more: the gradients of a share at once, what is made of them by groups."""
     method, n, d = fed.experiment.method, len(ids), fed.x0.numel()
     at = x if not method.peer else x[: fed.computing]  # among peers all take part
     messages = fed.x0.new_empty(n, d)
@@ -108,8 +110,13 @@ def rows(
             if sent.data_ptr() != group.sent.data_ptr():
                 group.sent.copy_(sent)
 
-    threads = 1 if fed.gradients.alone or n * d < CACHED else torch.get_num_threads()
-    for _ in each(work, _cut(n, -(-n // threads)), fed.device):
+    route = fed.gradients.route or fed.gradients.choose(fed.batch(round, ids[:1]))
+    threads = 1 if route.alone or fed.device != "cpu" or n * d < CACHED else torch.get_num_threads()
+    size = ceil(n / threads)
+    if once:
+        b = ceil(fed.experiment.batches.expected(fed.sizes[ids]).max())
+        size = min(size, fed.gradients.at_once(b, fed.example_privacy is not None))
+    for _ in each(work, _cut(n, size), fed.device):
         pass
     return after, messages
 

@@ -52,10 +52,17 @@ class ClientGradients:
         self.turn = Lock()
         self.activations = 0  # bytes of an example
 
-    @property
-    def alone(self) -> bool:
-        """Whether threads would wait for each other, or it is not known yet."""
-        return self.route is None or self.route.alone
+    def choose(self, batch: Batch) -> Route:
+        """The route, chosen by two of these examples where it is not known yet."""
+        with self.turn:
+            self.route = self.route or self._choose(batch)
+        return self.route
+
+    def at_once(self, b: int, clipped: bool) -> int:
+        """How many clients of b examples fit the memory, one at least; to be asked once a route is chosen."""
+        assert self.route is not None
+        client = b * self.activations + self.x.element_size() * self.route.numbers(b, clipped)
+        return max(1, self.memory // max(1, client))
 
     def __call__(
         self,
@@ -72,14 +79,12 @@ class ClientGradients:
     def prepare(self, x: Tensor, batch: Batch, clip: Clip | None = None) -> Write:
         """The same in steps: what all gradients follow from; then those of some clients at a time, in any thread."""
         n, b = batch.y.shape
-        with self.turn:
-            route = self.route = self.route or self._choose(batch)
-        client = b * self.activations + x.element_size() * route.numbers(b, clip is not None)
-        chunks = ceil(n * client / self.memory)
+        route = self.choose(batch)
+        size = self.at_once(b, clip is not None)
         with self.turn if route.alone else nullcontext():
-            if chunks == 1:
+            if n <= size:
                 return route(x, batch, clip)
-            rows, size = x.new_empty(n, x.shape[-1]), ceil(n / chunks)
+            rows, size = x.new_empty(n, x.shape[-1]), ceil(n / ceil(n / size))
             for start in range(0, n, size):
                 part = slice(start, start + size)
                 here = x if x.dim() == 1 else x[part]
