@@ -40,8 +40,8 @@ CC   0.9 97.6 97.7  97.6 97.7  97.8 97.8  97.6 97.7  98.0 98.0
 NOTES = (
     "Reported: the mean of the last five evaluations over three seeds, computed from the authors' csv files; the "
     "paper's printed numbers may differ slightly.",
-    "The authors deal the sorted data to the honest clients, and give the Byzantine ones random examples. So do we where "
-    "the attack needs no data; under BF and LF the Byzantine clients hold parts of the sorted data like all others.",
+    "The authors deal the sorted data to the honest clients and random examples to Byzantine ones. Here they go to the "
+    "honest ones where the attack needs no data; under BF and LF all clients hold parts of them.",
     "The network has no dropout.",
 )
 
