@@ -115,6 +115,7 @@ class Process:
     def __init__(self, script: Path, interpreter: Path, folder: Path, system: str) -> None:
         self.system, self.folder, self.left_out = system, folder, ""
         threads = str(torch.get_num_threads())
+        own = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}  # set by fedsim
         self.log = folder / f"{system}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -124,7 +125,7 @@ class Process:
                 stderr=log,
                 text=True,
                 cwd=folder,
-                env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+                env={**own, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
                 start_new_session=True,
             )
 
