@@ -30,11 +30,11 @@ RULES = {
 }
 MIXERS = {"": "{}", "Bucketing+": "Chain(Bucketing(2), {})", "NNM+": "Chain(NNM, {})"}
 ATTACKS = {
-    "ALIE": "Adaptive(ALIE)",
-    "FOE": "Adaptive(IPM)",
-    "LF": "LabelFlip",
-    "SF": "IPM(1)",
-    "Mimic": "Mimic",
+    "ALIE": {"attack": "Adaptive(ALIE)", "dealt": "honest"},
+    "FOE": {"attack": "Adaptive(IPM)", "dealt": "honest"},
+    "LF": {"attack": "LabelFlip"},
+    "SF": {"attack": "IPM(1)", "dealt": "honest"},
+    "Mimic": {"attack": "Mimic", "dealt": "honest"},
 }
 TABLE_2 = """
 Krum            10.19  10.28  12.76  51.17  86.78
@@ -77,6 +77,7 @@ def fixing_by_mixing(reduced: bool = False) -> Study:
         "As in the paper the accuracy is the best over the steps, and the fault-free run reaches 98.03 ± 0.70.",
         "Bucketing+Krum is left out: nine buckets with f = 4 are too few for Krum as its paper defines it.",
         "`Adaptive` searches the factor of ALIE and FOE on both sides; the paper's search is linear.",
+        "The data go to the honest clients, but under label flip to all, who train on them.",
     ]
     table: dict[str, Any] = {
         "rule": {

@@ -26,12 +26,16 @@ METHODS = {
     "GM": {"rule": GM, "method.momentum": 0.0},
 }
 ATTACKS = {
-    "ALIE": "Adaptive(ALIE)",
-    "FOE": "Adaptive(IPM)",
-    "sign flip": "IPM(1)",
-    "label flip": "LabelFlip",
+    "ALIE": {"attack": "Adaptive(ALIE)", "dealt": "honest"},
+    "FOE": {"attack": "Adaptive(IPM)", "dealt": "honest"},
+    "sign flip": {"attack": "IPM(1)", "dealt": "honest"},
+    "label flip": {"attack": "LabelFlip"},
 }
-FIXED = {**ATTACKS, "ALIE": "ALIE", "FOE": "IPM(0.1)"}
+FIXED = {
+    **ATTACKS,
+    "ALIE": {"attack": "ALIE", "dealt": "honest"},
+    "FOE": {"attack": "IPM(0.1)", "dealt": "honest"},
+}
 
 
 def monna(reduced: bool = False) -> Study:
