@@ -202,13 +202,14 @@ def _over_rounds(results: Results, metric: str, label: str, title: str) -> Figur
 def _weights(results: Results) -> Figure:
     """Who was filtered: the weight of each client, a mean over the evaluated rounds and the seeds."""
     known = results.frame[results.frame["weights"].notna()]
+    counts = {r.fingerprint: experiment.honest for r, experiment in records(results.folder)}
     parts = dict[str, Plot]()
     for number, (name, part) in enumerate(results.panels((results.line_axis,))):
         if len(part := part[part.index.isin(known.index)]):
             groups = list(results.lines(part, results.line_axis))
             rows = {title: pd.DataFrame(runs["weights"].tolist()).mean() for title, runs in groups}
             table = pd.DataFrame(rows).T.rename_axis(results.line_axis)
-            honest = [int((runs["clients"] - runs["byzantine"]).iloc[0]) for _, runs in groups]
+            honest = [counts[runs["experiment"].iloc[0]] for _, runs in groups]
             parts[name] = plots.weights(f"weights-{number}", table, honest)
     caption = (
         "The mean over the evaluated rounds and the seeds, times n: 1 as in the plain mean, 0 filtered out."
