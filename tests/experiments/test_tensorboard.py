@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from fedsim.cli import app
 from fedsim.experiments.load import load
 
-WORDS = ["run", "quickstart", "--alone", "--set", "rounds=3", "--set", "task.data=Blobs", "--tensorboard"]
+SET = ["--set", "rounds=3", "--set", "evaluate_every=1", "--set", "task.data=Blobs"]
+WORDS = ["run", "quickstart", "--alone", *SET, "--tensorboard"]
 
 
 def test_events_are_the_metrics_of_the_record(tmp_path: Path) -> None:
