@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,15 +16,15 @@ from typing import Any
 import torch
 
 from fedsim.batches import Fixed
-from fedsim.check import Invalid
 from fedsim.datasets.load import Blobs
+from fedsim.experiments.bench_process import MIB, in_fresh_process, proc_bytes
 from fedsim.experiments.bench_rounds import WORKLOADS, Run
-from fedsim.experiments.bench_rules import proc_bytes
 from fedsim.federation import Federation
 from fedsim.spec import Experiment
 from fedsim.states import States
 
-WARM, MIB = 3, 2**20
+MODULE = "fedsim.experiments.bench_absent"
+WARM = 3
 EACH = 2  # examples of a client, and of its batch: the same work at every number of clients
 
 
@@ -80,13 +79,8 @@ def _row_bytes(fed: Federation) -> int:
 
 
 def _peak(n: int, most: int, rounds: int, memory: float) -> float:
-    command = [sys.executable, "-m", "fedsim.experiments.bench_absent", *map(str, (n, most, rounds, memory))]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads}, check=False)
-    if done.returncode:
-        words = done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"]
-        raise Invalid(f"registered = {n}: it failed: {words[-1]}")
-    return float(json.loads(done.stdout.splitlines()[-1])["peak_mb"])
+    words, threads = (n, most, rounds, memory), torch.get_num_threads()
+    return float(in_fresh_process(MODULE, *words, threads=threads, what=f"registered = {n}")["peak_mb"])
 
 
 if __name__ == "__main__":

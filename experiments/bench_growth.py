@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,16 +20,14 @@ import torch
 from matplotlib.figure import Figure
 
 from fedsim.batches import Fixed
-from fedsim.check import Invalid
+from fedsim.experiments.bench_process import CLEAR, MIB, in_fresh_process, proc_bytes
 from fedsim.experiments.bench_rounds import W1, Run
-from fedsim.experiments.bench_rules import proc_bytes
 from fedsim.experiments.plots import MUTED, PALETTE, Plot, inked
 from fedsim.federation import Federation
 from fedsim.models import MLP
 from fedsim.record import writing
 
-CLEAR = Path("/proc/self/clear_refs")
-MIB = 2**20
+MODULE = "fedsim.experiments.bench_growth"
 N, D = 100, 79_510  # of the points on the other axis: W1's
 
 
@@ -44,13 +41,8 @@ def bench_growth(
     `rows_mb` is one number of 4 bytes for each client and parameter. Raises `Invalid` where a process fails.
     """
     for axis, n, d in [*(("n", n, D) for n in ns), *(("d", N, d) for d in ds)]:
-        command = [sys.executable, "-m", "fedsim.experiments.bench_growth", str(n), str(d), str(rounds)]
-        use = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **use}, check=False)
-        if done.returncode:
-            words = done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"]
-            raise Invalid(f"n = {n}, d = {d}: it failed: {words[-1]}")
-        yield {"axis": axis} | json.loads(done.stdout.splitlines()[-1])
+        what = f"n = {n}, d = {d}"
+        yield {"axis": axis} | in_fresh_process(MODULE, n, d, rounds, threads=threads, what=what)
 
 
 def point(n: int, d: int, rounds: int) -> dict[str, Any]:
@@ -61,7 +53,7 @@ def point(n: int, d: int, rounds: int) -> dict[str, Any]:
     run = Run(fed, "vector")
     base = proc_bytes("VmRSS")
     if CLEAR.exists():
-        CLEAR.write_text("5")  # starts the high-water mark anew
+        CLEAR.write_text("5")
     began = time.perf_counter()
     times = run.turn(1) + run.turn(rounds)
     d = fed.x0.numel()

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from math import comb, inf
-from pathlib import Path
+from math import comb
 from statistics import median
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from fedsim import strategies as s
 from fedsim.check import Invalid
 from fedsim.datasets.vision import vision_datasets
+from fedsim.experiments.bench_process import CLEAR, MIB, proc_bytes
 from fedsim.types import Mixer, Rule
 
 Call = Callable[[Tensor], Any]
@@ -168,26 +168,16 @@ def _extra_memory(call: Call, rows: Tensor) -> float | None:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         output = call(rows)
-        return float(torch.cuda.max_memory_allocated() - before - output.nbytes) / 2**20
-    clear = Path("/proc/self/clear_refs")
-    if not clear.exists():
+        return float(torch.cuda.max_memory_allocated() - before - output.nbytes) / MIB
+    if not CLEAR.exists():
         call(rows)
         return None
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    clear.write_text("5")  # starts the high-water mark anew
+    CLEAR.write_text("5")
     at_first = proc_bytes("VmRSS")
     output = call(rows)
-    return float(max(0.0, proc_bytes("VmHWM") - at_first - output.nbytes) / 2**20)
-
-
-def proc_bytes(what: str, file: str = "/proc/self/status") -> float:
-    """An entry of a file of the kernel's; infinity where there is none."""
-    with suppress(OSError):
-        for line in Path(file).read_text().splitlines():
-            if line.startswith(what):
-                return int(line.split()[1]) * 1024
-    return inf
+    return float(max(0.0, proc_bytes("VmHWM") - at_first - output.nbytes) / MIB)
 
 
 def _import_peer(name: str | None) -> Any:
