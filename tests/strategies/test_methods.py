@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from math import inf
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 
 from fedsim.attacks import IPM
 from fedsim.batches import Fixed, Full
@@ -43,6 +46,7 @@ from fedsim.strategies import (
     Signum,
 )
 from fedsim.task import Task
+from fedsim.types import Method
 
 Array = NDArray[np.float64]
 
@@ -137,32 +141,28 @@ def test_without_clipping_and_noise_it_is_heavy_ball() -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-def test_one_client_without_clipping_is_sgd_of_torch() -> None:
-    alone = replace(HONEST, clients=1, method=FedSGD(lr=0.5), rounds=6)
+def follows(method: Method, torchs: Callable[[Iterator[nn.Parameter]], Optimizer], **near: float) -> None:
+    """One client's rounds are the steps of an optimiser of torch."""
+    alone = replace(HONEST, clients=1, method=method, rounds=6)
     fed = Federation(alone)
     model, _ = alone.task.build(alone.task.data.load(), fed.keys)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimiser = torchs(model.parameters())
     for t, ours in enumerate(rounds(alone)):
         batch = fed.batch(t, np.arange(1))
         optimiser.zero_grad()
         torch.nn.functional.cross_entropy(model(batch.x[0]), batch.y[0]).backward()
         optimiser.step()
         theirs = torch.cat([p.detach().flatten() for p in model.parameters()])
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(ours, theirs, **near)
+
+
+def test_one_client_without_clipping_is_sgd_of_torch() -> None:
+    follows(FedSGD(lr=0.5), partial(SGD, lr=0.5), rtol=1e-6, atol=1e-7)
 
 
 def test_one_client_with_adam_is_adam_of_torch() -> None:
-    alone = replace(HONEST, clients=1, method=Adam(lr=0.05, b1=0.8, b2=0.9), rounds=6)
-    fed = Federation(alone)
-    model, _ = alone.task.build(alone.task.data.load(), fed.keys)
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.05, betas=(0.8, 0.9))
-    for t, ours in enumerate(rounds(alone)):
-        batch = fed.batch(t, np.arange(1))
-        optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(model(batch.x[0]), batch.y[0]).backward()
-        optimiser.step()
-        theirs = torch.cat([p.detach().flatten() for p in model.parameters()])
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    adam = partial(torch.optim.Adam, lr=0.05, betas=(0.8, 0.9))
+    follows(Adam(lr=0.05, b1=0.8, b2=0.9), adam, rtol=1e-5, atol=1e-6)
 
 
 def test_clip21_is_the_robust_form_under_the_mean() -> None:
