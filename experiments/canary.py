@@ -123,7 +123,7 @@ class Witness(Clients):
 
     def grad(self, x: Tensor, batch: Batch) -> Tensor:
         if self.mechanism is None:
-            return torch.where(self.coins[:, None], FAR, -FAR).float().expand(-1, x.shape[-1])
+            return torch.where(self.coins[:, None], FAR, -FAR).float().repeat(1, x.shape[-1])
         drawn = self.drawn[self.calls]
         others = Batch(batch.x, batch.y, batch.weight.masked_fill(drawn, 0))
         here = drawn.any(1).float() * self.one

@@ -14,7 +14,7 @@ from fedsim.ledger import Ledger
 from fedsim.privacy import CLIP, ExampleDP, MessageDP, Plan, Quantile
 from fedsim.spec import Experiment
 from fedsim.threads import each
-from fedsim.types import Batch, Dataset, Examples, Split, State
+from fedsim.types import Batch, Dataset, Examples, Method, Split, State
 
 Ids = NDArray[np.int64]
 
@@ -53,6 +53,13 @@ class Federation:
         privacy = self.experiment.privacy
         return privacy if isinstance(privacy, MessageDP) else None
 
+    @property
+    def pooled(self) -> bool:
+        """Whether the mean of the messages is all that a server needs of them."""
+        method, own = self.experiment.method, type(self.experiment.method).receive is not Method.receive
+        aside = method.peer or method.remembers or self.experiment.byzantine
+        return self.experiment.rule.averages and not aside and (method.linear or not own)
+
     # ------------------------------------------------------------ a round
     def cohort(self, round: int) -> Ids:
         """The clients that take part, in order."""
@@ -89,7 +96,10 @@ class Federation:
         scale: Tensor | float = 1.0,
         out: Tensor | None = None,
     ) -> Tensor:
-        """`rows` (k, d) of clients `ids` plus the noise of the mechanism, times `scale`, one for all or (k,)."""
+        """`rows` (k, d) of clients `ids` plus the noise of the mechanism, times `scale`, one for all or (k,).
+
+        A single row of several clients is their sum, and gets the noise of all.
+        """
         return self.blurred(rows, self.deviation(round, ids) * scale, purpose, round, ids, call, out)
 
     def blurred(
@@ -102,16 +112,20 @@ class Federation:
         call: int = 0,
         out: Tensor | None = None,
     ) -> Tensor:
-        """`rows` (k, w) plus normal numbers of deviations (k,), a stream for each client; `out` may be `rows`."""
+        """`rows` (k, w), or their sum, plus normal numbers of deviations (k,), a stream each; `out` may be `rows`."""
         keys, deviation = self.keys.of(f"{purpose}/{call}", round, ids), deviations.tolist()
         out = torch.empty_like(rows) if out is None else out
+        size = max(1, -(-len(ids) // max(torch.get_num_threads(), 1)), 2**17 // rows.shape[1])
+        places = out
+        if len(rows) < len(ids):  # one place under all their names
+            rows = places = out.copy_(rows).expand(len(ids), -1)
+            size = len(ids)
 
         def add(part: slice) -> None:
             z = torch.empty_like(rows[0])  # stays in the cache
-            for row, key, by, to in zip(rows[part], keys[part], deviation[part], out[part], strict=True):
+            for row, key, by, to in zip(rows[part], keys[part], deviation[part], places[part], strict=True):
                 torch.add(row, self.normal(z, key), alpha=by, out=to)
 
-        size = max(1, -(-len(ids) // max(torch.get_num_threads(), 1)), 2**17 // rows.shape[1])
         for _ in each(add, [slice(start, start + size) for start in range(0, len(ids), size)], self.device):
             pass
         return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from torch import Tensor, nn
 
@@ -30,9 +32,9 @@ def norms(v: Tensor) -> Tensor:
     return total
 
 
-def clip(v: Tensor, tau: float) -> Tensor:
-    """v * min(1, tau / ||v||), the L2 clip of vectors (..., d); the zero vector stays zero."""
-    return v * clip_factor(norms(v).unsqueeze(-1), tau)
+def clip_(v: Tensor, tau: float) -> Tensor:
+    """v * min(1, tau / ||v||) in place, the L2 clip of vectors (..., d); the zero vector stays zero."""
+    return v if tau == inf else v.mul_(clip_factor(norms(v).unsqueeze(-1), tau))
 
 
 def clip_factor(norm: Tensor, tau: float | Tensor) -> Tensor:

@@ -37,6 +37,9 @@ class Client:
             return message
         return self.fed.noisy(message[None], "message", self.round, self.ids)[0]
 
+    def room(self, name: str) -> Tensor | None:
+        return None
+
 
 def answer(fed: Federation, client: int, state: State, x: Tensor, round: int) -> tuple[State, Tensor]:
     """A client's new state and its message (d,), from its state, the broadcast model x and the round."""
@@ -84,7 +87,10 @@ class Stage:
 
 
 def finish(fed: Federation, server: Server, rows: Tensor, ids: Ids, round: int) -> tuple[Server, Seen]:
-    """Forge, aggregate, step. `ids` take part, in order; `rows` are the messages of the first len(rows) of them."""
+    """Forge, aggregate, step. `ids` take part, in order; `rows` are the messages of the first of them.
+
+    Where that is enough (`fed.pooled`) a single row may be the mean of all messages.
+    """
     experiment, method = fed.experiment, fed.experiment.method
     stage = (_in_memory if experiment.attacked == "memory" else _in_messages)(fed, server, rows, ids)
     assumed = experiment.assumed
@@ -123,7 +129,7 @@ def finish(fed: Federation, server: Server, rows: Tensor, ids: Ids, round: int) 
         return after, Seen(seen, honest, models[:honest].mean(0))
     generator = torch.Generator(fed.device).manual_seed(seed)
     aggregate = experiment.rule(seen, assumed, previous=server.previous, generator=generator)
-    aggregate = fed.published(aggregate, len(seen), round)
+    aggregate = fed.published(aggregate, len(ids) if fed.pooled else len(seen), round)
     return Server(method.update(state, aggregate, round), aggregate, memory), Seen(seen, honest, aggregate)
 
 

@@ -101,17 +101,23 @@ class Env(Protocol):
         """The message with Gaussian noise where privacy is message-level; otherwise as it is."""
         ...
 
+    def room(self, name: str) -> Tensor | None:
+        """Where a new state may be written, as `out=` of the operation that makes it; None: anywhere."""
+        ...
+
 
 class Method(Component):
     """An algorithm: its client half, over the last axis so that it serves one client and all, and its server half.
 
     peer       every node keeps a model of its own, x (n, d), and aggregates for itself
     remembers  the rule sees a row for each of the n clients, whoever takes part
+    linear     `receive`, where a method has its own, is one linear map of every message, and so of their mean
     bits       a coordinate of a message takes on the wire
     """
 
     peer: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
     bits: ClassVar[int] = 32
 
     @property
@@ -128,9 +134,9 @@ class Method(Component):
         """A client's state at the start, from the initial model x (d,)."""
         return {}
 
-    @abstractmethod
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        """One round of a client: the new state and the message (d,)."""
+        """One round of a client: the new state and the message (d,); here the gradient."""
+        return state, env.grad(x, batch)
 
     def server_init(self, x: Tensor, n: int) -> State:
         """The server's state; it holds the model under "x"."""
@@ -151,7 +157,12 @@ class Method(Component):
 
 # ---------------------------------------------------------------- aggregation
 class Rule(Component):
-    """Robust aggregation, rows (n, d) -> (d,). Rows with NaN or Inf never move the answer."""
+    """Robust aggregation, rows (n, d) -> (d,). Rows with NaN or Inf never move the answer.
+
+    averages  the answer is the mean of the rows, so that they need not be kept
+    """
+
+    averages: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fedsim.check import Positive, Share
-from fedsim.flat import clip
+from fedsim.flat import clip_
 from fedsim.schedule import Rate, rate
 from fedsim.types import Batch, Env, Method, State
 
@@ -40,9 +41,10 @@ class ByzClip21SGD2M(Method):
         return {"v": x.new_zeros(x.shape), "g": x.new_zeros(x.shape)}
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        v = state["v"].lerp(env.grad(x, batch), self.beta)
-        q = clip(v - state["g"], self.tau)
-        return {"v": v, "g": state["g"].add(q, alpha=self.beta_hat)}, env.noisy(q)
+        v = torch.lerp(state["v"], env.grad(x, batch), self.beta, out=env.room("v"))
+        q = clip_(v - state["g"], self.tau)
+        g = torch.add(state["g"], q, alpha=self.beta_hat, out=env.room("g"))
+        return {"v": v, "g": g}, env.noisy(q)
 
     def server_init(self, x: Tensor, n: int) -> State:
         return {"x": x, "m": x.new_zeros(n, x.numel())}
@@ -79,6 +81,7 @@ class Clip21SGD2M(ByzClip21SGD2M):
     """
 
     remembers: ClassVar[bool] = False
+    linear: ClassVar[bool] = True
 
     def server_init(self, x: Tensor, n: int) -> State:
         return {"x": x, "g": x.new_zeros(x.shape), "n": x.new_tensor(float(n))}

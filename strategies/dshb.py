@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
+import torch
 from torch import Tensor
 
 from fedsim.check import Positive, Share
-from fedsim.flat import clip
+from fedsim.flat import clip_
 from fedsim.strategies.sgd import FedSGD
 from fedsim.types import Batch, Env, State
 
@@ -24,7 +25,7 @@ class ByzClipSGD(FedSGD):
         return self.tau if isfinite(self.tau) else None
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        return state, env.noisy(clip(env.grad(x, batch), self.tau))
+        return state, env.noisy(clip_(env.grad(x, batch), self.tau))
 
 
 @dataclass(frozen=True)
@@ -42,5 +43,6 @@ class SafeDSHB(ByzClipSGD):
         return {"m": x.new_zeros(x.shape)}
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        m = state["m"].lerp(env.noisy(clip(env.grad(x, batch), self.tau)), self.beta)
+        noisy = env.noisy(clip_(env.grad(x, batch), self.tau))
+        m = torch.lerp(state["m"], noisy, self.beta, out=env.room("m"))
         return {"m": m}, m

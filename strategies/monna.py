@@ -31,7 +31,7 @@ class MoNNA(Method):
         return {"m": x.new_zeros(x.shape)}
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        m = state["m"].lerp(env.grad(x, batch), 1 - self.momentum)
+        m = torch.lerp(state["m"], env.grad(x, batch), 1 - self.momentum, out=env.room("m"))
         return {"m": m}, x - rate(self.lr, env.round) * m
 
     def server_init(self, x: Tensor, n: int) -> State:

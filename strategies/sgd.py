@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.check import Count, Momentum, Positive
-from fedsim.flat import clip
+from fedsim.flat import clip_
 from fedsim.schedule import Rate, rate
 from fedsim.types import Batch, Env, Method, State
 
@@ -19,9 +19,6 @@ class FedSGD(Method):
     """Clients send g_i = grad f_i(x); the server steps x <- x - lr * RAgg(g_1 .. g_n)."""
 
     lr: Rate
-
-    def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        return state, env.grad(x, batch)
 
     def update(self, state: State, aggregate: Tensor, round: int) -> State:
         return {**state, "x": state["x"] - rate(self.lr, round) * aggregate}
@@ -41,7 +38,7 @@ class HeavyBall(FedSGD):
         return {"m": x.new_zeros(x.shape)}
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        m = state["m"].lerp(env.grad(x, batch), 1 - self.momentum)
+        m = torch.lerp(state["m"], env.grad(x, batch), 1 - self.momentum, out=env.room("m"))
         return {"m": m}, m
 
 
@@ -69,8 +66,9 @@ class FedAvg(Method):
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
         y, lr = x, rate(self.lr, env.round)
         for part in batch.split(self.local_steps):
-            y = torch.sub(y, env.grad(y, part), alpha=lr)
-        return state, env.noisy(clip(x - y, self.tau))
+            g = env.grad(y, part)
+            y = torch.sub(y, g, alpha=lr, out=g)
+        return state, env.noisy(clip_(x - y, self.tau))
 
     def update(self, state: State, aggregate: Tensor, round: int) -> State:
         return {**state, "x": state["x"] - rate(self.server_lr, round) * aggregate}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fedsim.check import Momentum, NonNegative
@@ -41,5 +42,5 @@ class Signum(SignSGD):
         return {"v": x.new_zeros(x.shape)}
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        v = state["v"].lerp(env.grad(x, batch), 1 - self.momentum)
+        v = torch.lerp(state["v"], env.grad(x, batch), 1 - self.momentum, out=env.room("v"))
         return {"v": v}, v.sign()

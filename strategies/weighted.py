@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ def average(members: Tensor, n: int) -> Tensor:
 @dataclass(frozen=True)
 class Mean(TwoHookRule):
     """The mean of all rows, which a single Byzantine row moves anywhere."""
+
+    averages: ClassVar[bool] = True
 
     def weights(self, gram: Gram, f: int) -> Tensor:
         return torch.full((1, gram.n), 1 / gram.n, dtype=torch.float64)

@@ -25,7 +25,8 @@ class Engine(Protocol):
         """The step of clients `ids` at the broadcast model x.
 
         `states` holds a row for each of these, (k, ...), and is not written to; returned are the states after the step
-        and the messages (k, d), all in the order of `ids`.
+        and the messages (k, d), all in the order of `ids`. Where that is enough (`fed.pooled`) an engine may give the
+        messages' mean (1, d) instead.
         """
         ...
 

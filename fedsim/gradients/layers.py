@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 Parameters = dict[str, Tensor]
-Write = Callable[[slice, Tensor], None]  # put the gradients of some clients (k, d) into a tensor
+Write = Callable[
+    [slice, Tensor], None
+]  # put the gradients of some clients (k, d), or their sum (1, d), there
 
 
 @dataclass(frozen=True)

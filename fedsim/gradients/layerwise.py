@@ -95,18 +95,18 @@ class Layerwise:
                 squares, each = self._squares(kept, back)
                 factors = clip.weights(squares.unflatten(1, batch.weight.shape), batch.weight)
             weights = dict(zip(self.layers, factors.expand(len(each), -1, -1), strict=True))
-        b = batch.y.shape[1]
+        n, b = batch.y.shape
 
         def write(clients: slice, out: Tensor) -> None:
-            start = clients.start or 0
-            examples = slice(start * b, (start + len(out)) * b)
+            start, stop, _ = clients.indices(n)
+            examples = slice(start * b, stop * b)
             with torch.no_grad():
                 for name, view in self._views(out).items():
                     weight, own = weights[name], each[name]
                     self.layers[name].write(
                         kept[name][examples],
                         back[name][examples],
-                        None if weight is None else weight[clients],
+                        None if weight is None else weight[clients].reshape(len(out), -1),
                         None if own is None else own[examples],
                         Rows(view),
                         len(out),

@@ -15,7 +15,7 @@ from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import Dirichlet
 from fedsim.federation import Federation
 from fedsim.models import MLP
-from fedsim.privacy import ExampleDP, MessageDP, Privacy
+from fedsim.privacy import ExampleDP, MessageDP, Privacy, Quantile
 from fedsim.round import Server, finish
 from fedsim.spec import Experiment
 from fedsim.states import States
@@ -93,7 +93,7 @@ def agree(e: Experiment, rounds: int = 3, device: str = "cpu") -> None:
         states = kept.of(working)
         theirs = vector(other, {k: v.to(device) for k, v in states.items()}, server.x.to(device), t, working)
         states, rows = loop(fed, states, server.x, t, working)
-        close(theirs[1], rows)
+        close(theirs[1], rows.mean(0, keepdim=True) if other.pooled else rows)
         for name, value in states.items():
             close(theirs[0][name], value)
         kept = kept.after(working, states)
@@ -123,6 +123,52 @@ def test_every_method_is_a_case() -> None:
 def test_with_uneven_batches_cohorts_and_attacks(batches: Batches, attack: Attack | None) -> None:
     e = experiment(ByzClip21SGD2M(lr=0.5, tau=0.3), ROBUST, EXAMPLE)
     agree(replace(e, attack=attack, batches=batches, cohort=5), rounds=4)
+
+
+QUANTILE = replace(EXAMPLE, clip=Quantile(start=0.5))
+POOLED: dict[str, tuple[Method, Privacy | None]] = {
+    "FedSGD": (FedSGD(lr=0.5), None),
+    "FedSGD, example": (FedSGD(lr=0.5), EXAMPLE),
+    "FedSGD, adaptive clip": (FedSGD(lr=0.5), QUANTILE),
+    "FedAvg, message": (FedAvg(lr=0.5, local_steps=3, tau=0.4), MESSAGE),
+    "ByzClipSGD": (ByzClipSGD(lr=0.5, tau=0.3), MESSAGE),
+    "SafeDSHB": (SafeDSHB(lr=0.5, tau=0.3), MESSAGE),
+    "Clip21SGD2M": (Clip21SGD2M(lr=0.5, tau=0.3), MESSAGE),
+}
+
+
+@pytest.mark.parametrize("cohort", [None, 5])
+@pytest.mark.parametrize("case", POOLED)
+def test_where_the_mean_is_enough_messages_are_added_up(case: str, cohort: int | None) -> None:
+    method, privacy = POOLED[case]
+    e = replace(experiment(method, Mean(), privacy), byzantine=0, attack=None, cohort=cohort)
+    assert Federation(e).pooled
+    agree(e)
+
+
+def test_where_it_is_not_they_are_kept() -> None:
+    """A rule that looks at rows, Byzantine clients, rows that the server remembers, peers."""
+    clean = replace(experiment(FedSGD(lr=0.5), Mean(), None), byzantine=0, attack=None)
+    assert Federation(clean).pooled
+    for change in (
+        {"rule": ROBUST},
+        {"byzantine": 2, "attack": IPM(10.0)},
+        {"method": ByzClip21SGD2M(lr=0.5, tau=0.3)},
+        {"method": MoNNA(lr=0.5)},
+    ):
+        assert not Federation(replace(clean, **change)).pooled
+
+
+def test_a_broken_message_among_those_added_up_is_dropped() -> None:
+    e = replace(experiment(FedSGD(lr=0.5), Mean(), None), byzantine=0, attack=None)
+    fed = Federation(e)
+    fed.train.x[fed.starts[3] : fed.starts[4]] = torch.nan  # client 3's examples
+    _, rows = engines.get("vector")(fed, {}, fed.x0, 0, np.arange(9))
+    server, _ = finish(fed, Server.start(fed), rows, np.arange(9), 0)
+    _, truth = engines.get("loop")(fed, {}, fed.x0, 0, np.arange(9))
+    assert truth[3].isnan().any()
+    assert len(rows) == 9
+    close(server.x, fed.x0 - 0.5 * truth[[i for i in range(9) if i != 3]].mean(0))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
