@@ -1,7 +1,7 @@
 """Rows in column blocks that fit the cache: every pass over an (n, d) matrix goes through here.
 
-Blocks are cut by the shape of the rows alone and their results used in order, so an answer does not depend on
-the number of threads. On a CPU a block is the work of one thread; as many run as torch may use.
+Blocks whose results are summed are cut by the shape of the rows alone and used in order, so no answer depends on the
+number of threads. On a CPU a block is the work of one thread; as many run as torch may use.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from math import prod
-from typing import TypeVar
+from math import isfinite, prod
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 from torch import Tensor
 
@@ -30,7 +31,10 @@ NETWORK = 32  # up to so many rows they are quicker still, on one thread: for ma
 LITTLE = 2**23  # numbers at the most, which leave little to do for more threads
 SYMMETRIC = 128  # rows from which NumPy's product, which knows that it is symmetric, beats torch's
 REGISTER = 16  # numbers in a vector register
-PAGES = 32  # rows that are read side by side: a place in each is a page that the processor must find
+SHARED = 5120  # columns: fewer at a time and threads wait for Python's lock
+SHARES = 4  # of a thread: to hand out each block alone would cost more than its copy
+PAGES = 50  # rows that may be read side by side: a place in each is a page that the processor must find
+MANY = 32  # so many at a time where there are more
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,12 @@ class Rows:
         return self.n < FEW or (self.n <= NETWORK and self.n * self.d <= LITTLE)
 
     @property
+    def reduced(self) -> int:
+        """Columns of a block whose columns are reduced each for itself, so that their number changes no answer."""
+        alone = torch.get_num_threads() == 1 or self.short or self.data.device.type != "cpu"
+        return self.cached if alone else max(self.cached, SHARED)
+
+    @property
     def streamed(self) -> int:
         """Columns of a block that is read once and leaves one row, or less; not where picked rows must be copied."""
         return STREAM if self.ids is None else self.cached
@@ -99,30 +109,41 @@ def each_block(rows: Rows, work: Callable[[slice], T], width: int | None = None)
     """`work` of every column block, in order; blocks of some width, or as wide as fits the cache."""
     width = rows.d if rows.traced else width or rows.cached
     blocks = [slice(start, min(start + width, rows.d)) for start in range(0, rows.d, width)]
-    if rows.short:
+    threads = torch.get_num_threads()
+    if rows.short or threads == 1 or len(blocks) == 1:
         yield from map(work, blocks)
-    else:
-        yield from each(work, blocks, rows.data.device.type)
+        return
+    size = -(-len(blocks) // (SHARES * threads))
+    shares = [blocks[first : first + size] for first in range(0, len(blocks), size)]
+    for results in each(lambda share: [work(block) for block in share], shares, rows.data.device.type):
+        yield from results
 
 
 class _Memory(threading.local):
-    held: Tensor | None = None
+    held = np.empty(0, np.uint8)
 
 
 _memory = _Memory()
 
 
 def scratch(like: Tensor, *shape: int) -> Tensor:
-    """A tensor to be filled, of the dtype and device of another; on a CPU this thread's own, good until the next call.
+    """A tensor to be filled, like another in dtype and device; on a CPU this thread's own, until the next call."""
+    return torch.from_numpy(_room(like, *shape)) if like.device.type == "cpu" else like.new_empty(shape)
 
-    A fresh megabyte for every block would cost more, in pages that the kernel clears, than what is done to it.
+
+def _room(like: Tensor, *shape: int) -> NDArray[Any]:
+    """A fresh megabyte for every block would cost more, in pages that the kernel clears, than what is done to it.
+
+    NumPy makes the views, since each call of torch lets go of Python's lock, for which other threads wait.
     """
-    if like.device.type != "cpu":
-        return like.new_empty(shape)
     size = prod(shape) * like.element_size()
-    if _memory.held is None or _memory.held.shape[0] < size:
-        _memory.held = torch.empty(size, dtype=torch.uint8)
-    return _memory.held[:size].view(like.dtype).view(shape)
+    if len(_memory.held) < size:
+        _memory.held = torch.empty(size, dtype=torch.uint8).numpy()  # starts a vector register
+    return _memory.held[:size].view(numpy_type(like)).reshape(shape)
+
+
+def numpy_type(like: Tensor) -> type[np.floating[Any]]:
+    return np.float32 if like.dtype == torch.float32 else np.float64
 
 
 def copied(block: Tensor, short: bool) -> Tensor:
@@ -130,11 +151,11 @@ def copied(block: Tensor, short: bool) -> Tensor:
     n, b = block.shape
     if short or block.device.type != "cpu":
         return scratch(block, n, b).copy_(block)
-    columns = _columns(block, n, b).T
-    to, source = columns.numpy(), block.numpy()  # twice as fast as torch's
-    for i in range(0, n, PAGES):
-        np.copyto(to[i : i + PAGES], source[i : i + PAGES])
-    return columns
+    columns, source = _columns(block, n, b).T, block.numpy()  # twice as fast as torch's
+    step = n if n <= PAGES else MANY
+    for i in range(0, n, step):
+        np.copyto(columns[i : i + step], source[i : i + step])
+    return torch.from_numpy(columns)
 
 
 def mixed(weights: Tensor, block: Tensor, short: bool) -> Tensor:
@@ -142,12 +163,26 @@ def mixed(weights: Tensor, block: Tensor, short: bool) -> Tensor:
     m, b = weights.shape[0], block.shape[1]
     if short or block.device.type != "cpu":
         return torch.mm(weights, block, out=scratch(block, m, b))
-    return torch.mm(block.T, weights.T, out=_columns(block, m, b)).T
+    return torch.mm(block.T, weights.T, out=torch.from_numpy(_columns(block, m, b))).T
 
 
-def _columns(like: Tensor, n: int, b: int) -> Tensor:
+def _columns(like: Tensor, n: int, b: int) -> NDArray[Any]:
     """Scratch (b, n) for columns of n numbers, each of which starts a vector register: sorted in 2/3 of the time."""
-    return scratch(like, b, -(-n // REGISTER) * REGISTER)[:, :n]
+    return _room(like, b, -(-n // REGISTER) * REGISTER)[:, :n]
+
+
+def finite(z: Tensor) -> bool:
+    """Whether the sum of a block (m, b) or of a row is finite: then all its numbers are."""
+    z = z.detach() if z.requires_grad else z
+    if z.dim() == 2 and z.stride(0) == 1 < z.stride(1):
+        (m, b), step = z.shape, z.stride(1)
+        with_gaps = z.as_strided(
+            ((b - 1) * step + m,), (1,)
+        )  # far quicker; what is in them may not be finite
+        if isfinite(with_gaps.sum()):
+            return True
+        z = z.T @ z.new_ones(m)
+    return isfinite(z.sum())
 
 
 def gram_of(z: Tensor) -> Tensor:
@@ -191,7 +226,8 @@ def rowwise(z: Tensor) -> Tensor:
     """z (m, b) so that its rows are contiguous."""
     if z.stride(1) == 1 or z.device.type != "cpu" or z.requires_grad:
         return z
-    return torch.from_numpy(np.ascontiguousarray(z.numpy()))
+    few = z.shape[0] <= REGISTER  # a product moves them quicker
+    return torch.eye(z.shape[0], dtype=z.dtype) @ z if few else z.contiguous()
 
 
 def _exchange(z: np.ndarray, wanted: tuple[tuple[int, int], ...]) -> None:

@@ -88,11 +88,13 @@ def nearest_mean(z: Tensor, centre: Tensor, drop: int) -> Tensor:
     They are neighbours, so of z[t], z[t + keep], z[t + 2 keep], ... exactly one is among them: the nearest. Those
     without a rival, z[drop] to z[keep - 1], may stand in any order.
     """
-    keep = len(z) - drop
+    keep, centre = len(z) - drop, centre.detach()
     best, sure = rowwise(z[: min(drop, keep)]), z[drop:keep]
     for start in range(keep, len(z), keep):
         rival = rowwise(z[start : start + keep])
         held = best[: len(rival)]
-        held = torch.where(centre - held <= rival - centre, held, rival)
+        below, above = centre - held.detach(), rival.detach() - centre
+        nearer = torch.le(below, above, out=below)  # 1 or 0: a product is far quicker than a choice
+        held = torch.addcmul(rival * (1 - nearer), held, nearer)
         best = held if len(rival) == len(best) else torch.cat([held, best[len(rival) :]])
     return z.new_full((len(best),), 1 / keep) @ best + z.new_full((len(sure),), 1 / keep) @ sure

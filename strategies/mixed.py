@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.strategies.columns import Rows, copied, each_block, mixed
+from fedsim.strategies.columns import Rows, copied, each_block, finite, mixed, numpy_type
 from fedsim.strategies.gram import BrokenRows
 
 
@@ -50,7 +49,7 @@ class Mixed:
         def fill(columns: slice) -> None:
             out[columns] = reduce(self.block(columns), columns)
 
-        for _ in each_block(self.rows, fill):
+        for _ in each_block(self.rows, fill, self.rows.reduced):
             pass
         return out
 
@@ -90,12 +89,8 @@ class Mixed:
         return out
 
     def _checked(self, block: Tensor) -> Tensor:
-        if not self.rows.finite:
-            z = block.detach()
-            if z.dim() == 2 and z.stride(1) != 1:  # slow to sum
-                z = z.T @ z.new_ones(z.shape[0])
-            if not isfinite(z.sum()):
-                raise BrokenRows
+        if not self.rows.finite and not finite(block):
+            raise BrokenRows
         return block
 
 
@@ -103,4 +98,4 @@ def empty(like: Tensor, *shape: int) -> Tensor:
     """A tensor to be filled; on the CPU from NumPy, which asks for large pages: half the time of a first write."""
     if like.device.type != "cpu":
         return like.new_empty(shape)
-    return torch.from_numpy(np.empty(shape, np.float32 if like.dtype == torch.float32 else np.float64))
+    return torch.from_numpy(np.empty(shape, numpy_type(like)))

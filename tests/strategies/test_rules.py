@@ -20,6 +20,7 @@ from fedsim.strategies import (
     FLTrust,
     GeometricMedian,
     Krum,
+    MeanAroundMedian,
     Median,
     TrimmedMean,
     columns,
@@ -172,6 +173,20 @@ def test_blocks_and_threads_do_not_change_the_answer(claim: Claim, monkeypatch: 
         torch.set_num_threads(1)
     assert torch.equal(one, two)
     assert close(one, whole.double(), x, 1e-5)
+
+
+@pytest.mark.parametrize("n", [35, 100])
+@pytest.mark.parametrize(
+    "rule", [Median(), TrimmedMean(), MeanAroundMedian(), Chain(NNM(), TrimmedMean())], ids=repr
+)
+def test_wider_blocks_for_more_threads_do_not_change_the_answer(rule: Rule, n: int) -> None:
+    x = torch.randn(n, 2 * columns.SHARED + 77, generator=torch.Generator().manual_seed(n))
+    one = rule(x, n // 5)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(one, rule(x, n // 5))
+    finally:
+        torch.set_num_threads(1)
 
 
 @every
