@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedsim import __version__, engines
+from fedsim import __version__, engines, heap
 from fedsim.attacks import IPM
 from fedsim.batches import Fixed
 from fedsim.check import Invalid, nearest
@@ -145,6 +145,7 @@ class Run:
         self.server, self.states = Server.start(fed), States.start(fed.client_state(), fed.computing)
         self.round, self.floor = 0, _floor(fed)
 
+    @heap.kept()
     def turn(self, rounds: int) -> list[tuple[float, float]]:
         return [(self._timed(self._round), self._timed(self.floor)) for _ in range(rounds)]
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim import engines
+from fedsim import engines, heap
 from fedsim.check import Invalid
 from fedsim.federation import Federation
 from fedsim.flat import unflatten
@@ -77,6 +77,7 @@ def run(
     return engines.hosted(engine, fed, lambda ask: drive(fed, ask, record, progress, SAVE_SECONDS, memory))
 
 
+@heap.kept()
 def drive(
     fed: Federation,
     ask: engines.Ask,

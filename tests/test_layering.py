@@ -13,7 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("strategies", "attacks", "datasets", "experiments")
 
 # Modules by prefix -> prefixes that they may import from fedsim; the first row that fits decides.
-LEVEL0 = ("fedsim.types", "fedsim.check", "fedsim.keys", "fedsim.flat", "fedsim.threads", "fedsim.schedule")
+LEVEL0 = (
+    "fedsim.types",
+    "fedsim.check",
+    "fedsim.keys",
+    "fedsim.flat",
+    "fedsim.threads",
+    "fedsim.heap",
+    "fedsim.schedule",
+)
 CORE = (*LEVEL0, "fedsim.catalog", "fedsim.codec", "fedsim.accounting", "fedsim.batches",
         "fedsim.privacy", "fedsim.ledger", "fedsim.models", "fedsim.gradients", "fedsim.task",
         "fedsim.spec")  # fmt: skip
