@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 from torch import Tensor
 
+from fedsim.strategies.networks import exchange
 from fedsim.threads import each
 
 T = TypeVar("T")
@@ -214,7 +215,7 @@ def ordered(block: Tensor, *wanted: tuple[int, int]) -> Tensor:
         return block.sort(dim=0).values
     m = block.shape[0]
     if m <= NETWORK and block.stride(1) == 1:
-        _exchange(block.numpy(), wanted or tuple((i, i + 1) for i in range(m)))
+        exchange(block.numpy(), wanted or tuple((i, i + 1) for i in range(m)))
         return block
     if block.stride(0) != 1:
         block = copied(block.clone(), False)  # it may be scratch itself
@@ -228,59 +229,3 @@ def rowwise(z: Tensor) -> Tensor:
         return z
     few = z.shape[0] <= REGISTER  # a product moves them quicker
     return torch.eye(z.shape[0], dtype=z.dtype) @ z if few else z.contiguous()
-
-
-def _exchange(z: np.ndarray, wanted: tuple[tuple[int, int], ...]) -> None:
-    """Bring the wanted ranks of the columns of z (m, b) to their places by minima and maxima of whole rows."""
-    rows = [*z, np.empty_like(z[0])]
-    for smaller, a, b, to in _steps(len(z), wanted):
-        (np.minimum if smaller else np.maximum)(rows[a], rows[b], out=rows[to])
-
-
-@cache
-def _steps(m: int, wanted: tuple[tuple[int, int], ...]) -> list[tuple[bool, int, int, int]]:
-    """What `_exchange` does, as (minimum or maximum, row a, row b, row for the result); row m is there to spare.
-
-    A comparator is left out where both its results go on unchanged to ranks that are wanted together, or to none; and
-    half of it where one does. A minimum goes to the row to spare, and its own row is the next to spare; in the end the
-    rows are named so that each wanted rank is in its place.
-    """
-    group = {rank: start for start, stop in wanted for rank in range(start, stop)}
-    ends = [group.get(rank, -1 - sum(rank >= stop for _, stop in wanted)) for rank in range(m)]
-    goal: list[int | None] = list(ends)
-    live = [rank in group for rank in range(m)]
-    kept: list[tuple[int, int, bool, bool]] = []
-    for i, j in reversed(_network(m)):
-        if (goal[i] is None or goal[i] != goal[j]) and (live[i] or live[j]):
-            kept.append((i, j, live[i], live[j]))
-            goal[i] = goal[j] = None
-            live[i] = live[j] = True
-    place, spare, steps = list(range(m)), m, list[tuple[bool, int, int, int]]()
-    for i, j, low, high in reversed(kept):
-        a, b = place[i], place[j]
-        if low and high:
-            steps += [(True, a, b, spare), (False, a, b, b)]
-            place[i], spare = spare, a
-        else:
-            steps.append((low, a, b, a if low else b))
-    if spare != m:
-        steps.append((True, m, m, spare))
-        place[place.index(m)] = spare
-    name = {row: rank for rank, row in enumerate(place)} | {m: m}
-    return [(smaller, name[a], name[b], name[to]) for smaller, a, b, to in steps]
-
-
-@cache
-def _network(m: int) -> list[tuple[int, int]]:
-    """Comparators of Batcher's odd-even merge sort (Knuth, TAOCP 3, 5.2.2, algorithm M)."""
-    pairs, p = [], 1
-    while p < m:
-        k = p
-        while k >= 1:
-            for j in range(k % p, m - k, 2 * k):
-                for i in range(j, min(j + k, m - k)):
-                    if i // (2 * p) == (i + k) // (2 * p):
-                        pairs.append((i, i + k))
-            k //= 2
-        p *= 2
-    return pairs

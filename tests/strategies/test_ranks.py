@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from fedsim.strategies.columns import NETWORK, copied, ordered
+from fedsim.strategies.networks import Wanted, exchange, operations
 
 
 def columns_of(m: int) -> Tensor:
@@ -35,3 +36,28 @@ def test_every_wanted_rank_is_in_its_place(m: int, short: bool) -> None:
         got = ordered(copied(z, short), *wanted).numpy()
         for start, stop in wanted or [(i, i + 1) for i in range(m)]:
             assert np.array_equal(np.sort(got[start:stop], axis=0), want[start:stop])
+
+
+@pytest.mark.parametrize("m", range(2, 15))
+def test_all_zeros_and_ones_come_out_in_order(m: int) -> None:
+    """By the 0-1 principle this proves a network (Knuth, TAOCP 3, 5.3.4, theorem Z)."""
+    z = (np.arange(2**m) >> np.arange(m)[:, None] & 1).astype(np.float32)
+    want, f = np.sort(z, axis=0), m // 5
+    for wanted in (
+        ((m // 2, m // 2 + 1),),
+        (((m - 1) // 2, m // 2 + 1),),
+        ((f, m - f),),
+        ((0, 1), (m - 1, m)),
+    ):
+        got = z.copy()
+        exchange(got, wanted)
+        for start, stop in wanted:
+            assert np.array_equal(np.sort(got[start:stop], axis=0), want[start:stop])
+
+
+@pytest.mark.parametrize(
+    ("m", "wanted", "most"), [(9, ((4, 5),), 30), (25, ((12, 13),), 174), (25, ((5, 20),), 172)]
+)
+def test_the_networks_are_as_small_as_the_best_that_are_known(m: int, wanted: Wanted, most: int) -> None:
+    """Of 19 comparators for the median of 9 and 99 for that of 25, as published, many need one result only."""
+    assert operations(m, wanted) <= most
