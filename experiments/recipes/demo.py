@@ -42,7 +42,7 @@ def quickstart() -> Comparison:
         method=ByzClip21SGD2MPlus(lr=1.0, tau=1.0, beta=0.1, beta_hat=1.0),
         privacy=ExampleDP(clip=1.0, epsilon=8.0, delta=1e-4),
         rounds=50,
-        evaluate_every=2,
+        evaluate_every=5,
     )
     beside: dict[str, dict[str, Any]] = {
         "without the defence (mean)": {"rule": Mean()},
