@@ -13,11 +13,12 @@ their number (f not below 0), and the rule answers from the rest; where nothing 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 from typing import ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import pad
@@ -239,7 +240,8 @@ def solve(
     nothing: Callable[[], T],
 ) -> T:
     """`finish` of the mixed rows and f; where rows turn out to be broken, once more without them."""
-    usable = Rows(rows if Rows(rows).traced else rows.detach())
+    usable = Rows(rows)
+    usable = usable if usable.traced or not rows.requires_grad else Rows(rows.detach())
     seed = _seed(stage, generator)
     while True:
         try:
@@ -258,31 +260,34 @@ def _mix(stage: Stage, rows: Rows, f: int, previous: Tensor | None, seed: int) -
     if set(needed) - set(anchors):
         anchors[ORIGIN] = None
     points = Points(rows, list(anchors.values()))
-    mixing = [type(part).weights is not Stage.weights for part in stage.stages]
+    once = sum(type(part).weights is not Stage.weights for part in stage.stages) == 1
     gram = Gram(
         rows.n,
         tuple(anchors),
         points.measure,
         ids=None if rows.ids is None else rows.ids.tolist(),
         seed=seed,
-        near=points.near if sum(mixing) == 1 else None,
+        near=points.near if once else None,
     )
     weights = stage.weights(gram, f)
-    rows = replace(rows, finite=True) if gram.read else rows
+    if gram.read and not rows.finite:
+        rows = Rows(rows.data, rows.ids, finite=True)
     if weights is None:
         return Mixed(rows, None, seed)
-    mix = weights[:, : rows.n].to(rows.data)
+    own = weights[:, : rows.n] if anchors else weights
+    mix = own.to(rows.data)
     if PREVIOUS in anchors and previous is not None:
         return Mixed(rows, mix, seed, (weights[:, rows.n : rows.n + 1].to(rows.data), previous))
-    held = weights[:, : rows.n].detach().numpy() != 0
-    if held.all():
+    held = own.detach().numpy()
+    count = np.count_nonzero(held)
+    if count == held.size:
         return Mixed(rows, mix, seed)
-    if held.shape == (rows.n, rows.n) and held.sum() == held.trace():
+    if held.shape == (rows.n, rows.n) and count == np.count_nonzero(held.diagonal()):
         return Mixed(rows, mix.diag(), seed)
-    used = held.any(0)
-    if rows.traced or not 0 < used.sum() <= rows.n / 2:
+    used = held.any(0).nonzero()[0]
+    if rows.traced or not 0 < len(used) <= rows.n / 2:
         return Mixed(rows, mix, seed)
-    members = torch.from_numpy(used.nonzero()[0])  # what weighs nothing is not read again
+    members = torch.from_numpy(used)  # what weighs nothing is not read again
     return Mixed(rows.take(members), mix[:, members.to(mix.device)], seed)
 
 

@@ -109,9 +109,12 @@ class Rows:
 def each_block(rows: Rows, work: Callable[[slice], T], width: int | None = None) -> Iterator[T]:
     """`work` of every column block, in order; blocks of some width, or as wide as fits the cache."""
     width = rows.d if rows.traced else width or rows.cached
+    if width >= rows.d:
+        yield work(slice(0, rows.d))
+        return
     blocks = [slice(start, min(start + width, rows.d)) for start in range(0, rows.d, width)]
     threads = torch.get_num_threads()
-    if rows.short or threads == 1 or len(blocks) == 1:
+    if rows.short or threads == 1:
         yield from map(work, blocks)
         return
     size = -(-len(blocks) // (SHARES * threads))

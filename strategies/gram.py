@@ -103,8 +103,11 @@ class Gram:
 
     def completed(self, weights: Tensor) -> Tensor:
         """Weights (m, n) as (m, k), with what they lack of sum 1 on the origin."""
+        rest = (1 - weights.sum(1))[:, None]
+        if len(self.anchors) == 1:
+            return torch.cat([weights, rest], 1)
         full = self.padded(weights)
-        full[:, self.point(ORIGIN)] += 1 - weights.sum(1)
+        full[:, self.point(ORIGIN)] += rest[:, 0]
         return full
 
     def step(self, weights: Tensor) -> Tensor:
@@ -265,4 +268,7 @@ def _rounding(inner: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _representable(squares: Tensor, d: int) -> bool:
     """Whether sums of d float32 squares kept their digits: no overflow, no numbers next to the smallest."""
-    return bool(((squares > 1e-30 * d) & (squares < inf)).all())
+    if squares.numel() == 0:
+        return True
+    least, most = squares.aminmax()
+    return 1e-30 * d < float(least) and float(most) < inf
