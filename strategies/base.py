@@ -284,7 +284,7 @@ def _mix(stage: Stage, rows: Rows, f: int, previous: Tensor | None, seed: int) -
         return Mixed(rows, mix, seed)
     if held.shape == (rows.n, rows.n) and count == np.count_nonzero(held.diagonal()):
         return Mixed(rows, mix.diag(), seed)
-    used = held.any(0).nonzero()[0]
+    used = np.flatnonzero(held.any(0))
     if rows.traced or not 0 < len(used) <= rows.n / 2:
         return Mixed(rows, mix, seed)
     members = torch.from_numpy(used)  # what weighs nothing is not read again
