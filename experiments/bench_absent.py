@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fedsim import heap
 from fedsim.batches import Fixed
 from fedsim.datasets.load import Blobs
 from fedsim.experiments.bench_process import MIB, in_fresh_process, proc_bytes
@@ -42,9 +43,10 @@ def bench_absent(
     most = max(registered)
     runs = [_run(n, most, memory) for n in registered]
     times: list[list[float]] = [[] for _ in runs]
-    for _ in range(WARM + rounds):
-        for run, seconds in zip(runs, times, strict=True):
-            seconds.append(run.turn(1)[0][0])
+    with heap.kept():
+        for _ in range(WARM + rounds):
+            for run, seconds in zip(runs, times, strict=True):
+                seconds.append(run.turn(1)[0][0])
     for run in runs:
         run.states.close()
     for n, run, seconds in zip(registered, runs, times, strict=True):

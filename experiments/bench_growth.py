@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from fedsim import heap
 from fedsim.batches import Fixed
 from fedsim.experiments.bench_process import CLEAR, MIB, in_fresh_process, proc_bytes
 from fedsim.experiments.bench_rounds import W1, Run
@@ -50,6 +51,7 @@ def bench_growth(
             yield {"axis": axis} | in_fresh_process(MODULE, rule, n, d, rounds, threads=threads, what=what)
 
 
+@heap.kept()
 def point(rule: str, n: int, d: int, rounds: int) -> dict[str, Any]:
     """Measure the vector engine in this process."""
     width = max(1, round((d - 10) / 795))  # 784 h + h + 10 h + 10 parameters

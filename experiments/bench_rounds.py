@@ -100,6 +100,7 @@ def bench_rounds(
     for name in workloads:
         fed = Federation(WORKLOADS[name], choose(device))
         with TemporaryDirectory(prefix="fedsim-bench-") as place, ExitStack() as stack:
+            stack.enter_context(heap.kept())  # as in a run
             if against:
                 hand_over(fed, rounds + WARM, Path(place))
             others = start(against, peers, Path(place))
@@ -145,7 +146,6 @@ class Run:
         self.server, self.states = Server.start(fed), States.start(fed.client_state(), fed.computing)
         self.round, self.floor = 0, _floor(fed)
 
-    @heap.kept()
     def turn(self, rounds: int) -> list[tuple[float, float]]:
         return [(self._timed(self._round), self._timed(self.floor)) for _ in range(rounds)]
 
