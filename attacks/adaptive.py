@@ -42,16 +42,17 @@ def push(
 ) -> Tensor:
     """The rows (f, d) on the line origin + factor * direction that do most damage."""
     target = target_of(view)
-    shape = (view.f, direction.shape[-1])
-    origin, direction = origin.expand(shape), direction.expand(shape)
-    path = Path.through(target, origin, direction)
+    path = Path.through(target, origin, direction, view.f)
+
+    def at(factor: float) -> Tensor:
+        return origin.add(direction, alpha=factor).expand(view.f, -1)
 
     def run(factors: Tensor) -> Tensor:
-        answers = (target(origin.add(direction, alpha=float(t))) for t in factors)
+        answers = (target(at(float(t))) for t in factors)
         return torch.stack([damage(answer, path.s, objective) for answer in answers]).double().cpu()
 
     tried = Forecast(path, objective) if Forecast.knows(path) else run
-    return origin.add(direction, alpha=strongest(tried, path.factors(bound, grid)))
+    return at(strongest(tried, path.factors(bound, grid)))
 
 
 def damage(answer: Tensor, s: Tensor, objective: Objective) -> Tensor:

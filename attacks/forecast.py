@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
+from fedsim.attacks.vector import deviation
 from fedsim.types import Target
 
 Objective = Literal["distance", "reverse"]
@@ -53,13 +54,14 @@ class Path:
     straight: bool  # whether what the rule sees really moves on a line
     s: Tensor
     inner: Tensor
-    spread: Tensor  # (d,), how far a few honest rows are from s at each column, squared
 
     @classmethod
-    def through(cls, target: Target, origin: Tensor, direction: Tensor) -> Path:
-        rows, far = target.receive(origin), target.receive(origin.add(direction, alpha=FAR))
-        h, some = target.honest, slice(None, None, rows.shape[1] // 512 + 1)
-        moved = far[:, some] - rows[:, some]
+    def through(cls, target: Target, origin: Tensor, direction: Tensor, f: int) -> Path:
+        """The path of f forged rows; origin and direction are (d,) where all are the same, or (f, d)."""
+        h, some = target.honest, slice(None, None, direction.shape[-1] // 512 + 1)
+        far = target.receive(origin.add(direction, alpha=FAR).expand(f, -1))[:, some].clone()
+        rows = target.receive(origin.expand(f, direction.shape[-1]))  # when the far ones have left their room
+        moved = far - rows[:, some]
         rounding = 1e-4 * moved.abs().max() + 8 * torch.finfo(rows.dtype).eps * rows[:, some].abs().max()
 
         def straight(step: Tensor) -> bool:
@@ -67,12 +69,13 @@ class Path:
             still = len(step) == len(moved) - h and not moved[:h].any()
             return still and bool((moved[h:] - FAR * step[:, some]).abs().max() <= rounding)
 
-        step, on_line = direction, straight(direction)
+        step = direction.expand(f, -1)
+        on_line = straight(step)
         if not on_line:  # the server does something to messages
-            step = target.receive(origin + direction)[h:] - rows[h:]
+            step = target.receive((origin + direction).expand(f, -1))[h:] - rows[h:]
             on_line = straight(step)
         s = rows[:h].mean(0)
-        return cls(target, rows, step, on_line, s, *_measure(rows, step, target.previous, s, h))
+        return cls(target, rows, step, on_line, s, _measure(rows, step, target.previous, s))
 
     def factors(self, bound: float, count: int) -> Tensor:
         """A sorted grid on [-bound, bound], dense where forged rows lie among the honest ones.
@@ -95,11 +98,11 @@ class Path:
         return grid
 
 
-def _measure(rows: Tensor, step: Tensor, previous: Tensor | None, s: Tensor, h: int) -> tuple[Tensor, Tensor]:
-    """`inner` and `spread` of a path, block by block in one buffer."""
+def _measure(rows: Tensor, step: Tensor, previous: Tensor | None, s: Tensor) -> Tensor:
+    """`inner` of a path, block by block in one buffer."""
     n, last = len(rows), [] if previous is None else [previous]
     width = max(64, BLOCK // n)
-    total, spread = torch.zeros((), dtype=torch.float64), torch.empty_like(s)
+    total = torch.zeros((), dtype=torch.float64)
     room = rows.new_empty(n + len(step) + len(last) + 1, width)
     for start in range(0, len(s), width):
         at = slice(start, start + width)
@@ -111,8 +114,7 @@ def _measure(rows: Tensor, step: Tensor, previous: Tensor | None, s: Tensor, h: 
             torch.sub(vector[at], middle, out=z[-2])
         torch.neg(middle, out=z[-1])
         total = total + (z @ z.T).double().cpu()
-        torch.sum(z[: min(h, 4)].square(), 0, out=spread[at])
-    return total, spread
+    return total
 
 
 class Forecast:
@@ -145,12 +147,14 @@ class Forecast:
             self.moved @ self.inner @ self.moved.T,
         )
         if not self.rule.linear:
-            at, self.share = _sample(path.spread.double())
+            at, self.share = _sample(deviation(path.rows[: min(h, 4)], path.s).double().square_())
             self.rows, self.step, self.s = path.rows[:, at], path.step[:, at], path.s[at]
             self.previous = None if self.target.previous is None else self.target.previous[None, at]
 
     def __call__(self, factors: Tensor) -> Tensor:
-        weights = torch.stack([self._weights(t) for t in factors])
+        still, once, twice = self.powers
+        t = factors[:, None, None]
+        weights = torch.stack([self._weights(inner) for inner in still + t * once + t * t * twice])
         if not self.rule.linear:
             return self._reduced(factors, weights)
         answers = (weights @ (self.fixed + factors[:, None, None] * self.moved))[:, 0]  # from the origin
@@ -159,11 +163,10 @@ class Forecast:
         answers[:, -1] += 1  # from s
         return ((answers @ self.inner) * answers).sum(1).clamp_min(0).sqrt()
 
-    def _weights(self, t: Tensor) -> Tensor:
-        """What the rule gives to the rows, and to the previous aggregate, at factor t."""
-        still, once, twice = self.powers
-        inner = still + t * once + t * t * twice
-        generator = Generator(self.path.s.device).manual_seed(self.target.seed)
+    def _weights(self, inner: Tensor) -> Tensor:
+        """What the rule gives to the rows, and to the previous aggregate, at their inner products."""
+        drawn = any(stage.random for stage in self.rule.stages)
+        generator = Generator(self.path.s.device).manual_seed(self.target.seed) if drawn else None
         previous = self.target.previous is not None
         return self.rule.weights_from_gram(inner, self.target.f, previous=previous, generator=generator)
 

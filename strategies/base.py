@@ -79,8 +79,9 @@ class Stage:
         """
         n = len(inner) - previous
         self.require(n, f)
-        inner = pad(inner, (0, 1, 0, 1))
-        anchors = (PREVIOUS, ORIGIN) if previous else (ORIGIN,)
+        anchors: tuple[str, ...] = (PREVIOUS,) if previous else ()
+        if self.anchors:
+            inner, anchors = pad(inner, (0, 1, 0, 1)), (*anchors, ORIGIN)
         gram = Gram(n, anchors, lambda: (inner, squared_distances(inner)), seed=_seed(self, generator))
         weights = self.weights(gram, f)
         weights = torch.eye(n, dtype=torch.float64) if weights is None else weights

@@ -99,19 +99,22 @@ class Gram:
 
     def padded(self, weights: Tensor) -> Tensor:
         """Weights (m, n) as (m, k), none on the anchors."""
-        return pad(weights, (0, self.n + len(self.anchors) - weights.shape[1]))
+        lack = self.n + len(self.anchors) - weights.shape[1]
+        return pad(weights, (0, lack)) if lack else weights
 
     def completed(self, weights: Tensor) -> Tensor:
         """Weights (m, n) as (m, k), with what they lack of sum 1 on the origin."""
         rest = (1 - weights.sum(1))[:, None]
         if len(self.anchors) == 1:
             return torch.cat([weights, rest], 1)
-        full = self.padded(weights)
+        full = self.padded(weights).clone()
         full[:, self.point(ORIGIN)] += rest[:, 0]
         return full
 
     def step(self, weights: Tensor) -> Tensor:
         """Weights (m, n) or (m, k) of a mixer as the map (m + anchors, k) of all points."""
+        if not self.anchors:
+            return weights
         anchors = torch.eye(self.n + len(self.anchors), dtype=torch.float64)[self.n :]
         return torch.cat([self.padded(weights), anchors])
 
