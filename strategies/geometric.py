@@ -39,12 +39,13 @@ class GeometricMedian(TwoHookRule):
         w = here + (1 - at_home / force) * (pull / pull.sum() - here)
         norms, along = inner.diagonal(), inner @ w
         for _ in range(self.iterations):
-            pull = 1 / root(norms - 2 * along + w @ along)
-            new = pull / pull.sum()
+            pull = positive(torch.add(norms, along, alpha=-2) + w @ along).rsqrt()
+            total = pull.sum()
+            new = pull / total
             ahead = inner @ new
-            slope = pull.sum() * root((new - w) @ (ahead - along))
+            slope = total * total * ((new - w) @ (ahead - along))  # squared
             w, along = new, ahead
-            if slope <= self.tolerance * gram.n:
+            if slope <= (self.tolerance * gram.n) ** 2:
                 break
         return w[None]
 
@@ -104,4 +105,8 @@ class CenteredClipping(TwoHookRule):
 
 def root(squares: Tensor) -> Tensor:
     """Square roots whose gradient is finite at 0."""
-    return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
+    return positive(squares).sqrt()
+
+
+def positive(squares: Tensor) -> Tensor:
+    return squares.clamp_min(torch.finfo(squares.dtype).tiny)
