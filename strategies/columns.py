@@ -34,8 +34,8 @@ SYMMETRIC = 128  # rows from which NumPy's product, which knows that it is symme
 REGISTER = 16  # numbers in a vector register
 SHARED = 5120  # columns: fewer at a time and threads wait for Python's lock
 SHARES = 4  # of a thread: to hand out each block alone would cost more than its copy
-PAGES = 50  # rows that may be read side by side: a place in each is a page that the processor must find
-MANY = 32  # so many at a time where there are more
+PAGES = 32  # rows that are read side by side: a place in each is a page that the processor must find
+TOGETHER = 50  # up to so many in one piece beside other threads, which have Python's lock meanwhile
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,18 @@ def each_block(rows: Rows, work: Callable[[slice], T], width: int | None = None)
         return
     size = -(-len(blocks) // (SHARES * threads))
     shares = [blocks[first : first + size] for first in range(0, len(blocks), size)]
-    for results in each(lambda share: [work(block) for block in share], shares, rows.data.device.type):
+
+    def done(share: list[slice]) -> list[T]:
+        _memory.shared = True
+        return [work(block) for block in share]
+
+    for results in each(done, shares, rows.data.device.type):
         yield from results
 
 
 class _Memory(threading.local):
     held = np.empty(0, np.uint8)
+    shared = False  # whether this thread works beside others
 
 
 _memory = _Memory()
@@ -156,7 +162,7 @@ def copied(block: Tensor, short: bool) -> Tensor:
     if short or block.device.type != "cpu":
         return scratch(block, n, b).copy_(block)
     columns, source = _columns(block, n, b).T, block.numpy()  # twice as fast as torch's
-    step = n if n <= PAGES else MANY
+    step = n if _memory.shared and n <= TOGETHER else -(-n // -(-n // PAGES))
     for i in range(0, n, step):
         np.copyto(columns[i : i + step], source[i : i + step])
     return torch.from_numpy(columns)
