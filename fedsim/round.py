@@ -84,12 +84,13 @@ class Stage:
     own: Tensor  # (f, d), or (0, d) where the Byzantine clients computed none
     f: int
     join: Callable[[Tensor], tuple[State, Tensor]]  # forged rows (f, d) -> server state, what the rule sees
+    last: Callable[[Tensor], tuple[State, Tensor]]  # the same, once: it may write over the messages
 
 
 def finish(fed: Federation, server: Server, rows: Tensor, ids: Ids, round: int) -> tuple[Server, Seen]:
-    """Forge, aggregate, step. `ids` take part, in order; `rows` are the messages of the first of them.
+    """Forge, aggregate, step. `ids` take part, in order; `rows` are the messages of those of them that compute.
 
-    Where that is enough (`fed.pooled`) a single row may be the mean of all messages.
+    Behind these there may be room for the forged ones. Where it is enough (`fed.pooled`) one row is the mean of all.
     """
     experiment, method = fed.experiment, fed.experiment.method
     stage = (_in_memory if experiment.attacked == "memory" else _in_messages)(fed, server, rows, ids)
@@ -122,7 +123,7 @@ def finish(fed: Federation, server: Server, rows: Tensor, ids: Ids, round: int) 
             target=target if "rule" in granted else None,
         )
         forged, memory = experiment.attack.remember(view, memory)
-    state, seen = stage.join(forged)
+    state, seen = stage.last(forged)
     if received is not None:
         models = experiment.rule.each(seen, assumed, received)
         after = Server(method.update(state, models, round), None, memory)
@@ -153,15 +154,23 @@ def attempt(
 
 def _in_messages(fed: Federation, server: Server, rows: Tensor, ids: Ids) -> Stage:
     """Byzantine clients send forged messages."""
-    h = int((ids < fed.experiment.honest).sum())
-    honest, own = rows[:h], rows[h:]
+    h, computed = (int((ids < count).sum()) for count in (fed.experiment.honest, fed.computing))
+    honest, own = rows[:h], rows[h:computed]
     senders = torch.from_numpy(ids).to(rows.device)
 
-    def join(forged: Tensor) -> tuple[State, Tensor]:
-        sent = rows if forged is own else torch.cat([honest, forged])
+    def receive(sent: Tensor) -> tuple[State, Tensor]:
         return fed.experiment.method.receive(server.state, sent, senders)
 
-    return Stage(honest, own, len(ids) - h, join)
+    def join(forged: Tensor) -> tuple[State, Tensor]:
+        return receive(rows[:computed] if forged is own else torch.cat([honest, forged]))
+
+    def last(forged: Tensor) -> tuple[State, Tensor]:
+        if len(rows) <= computed:
+            return join(forged)
+        rows[h:] = forged
+        return receive(rows)
+
+    return Stage(honest, own, len(ids) - h, join, last)
 
 
 def _in_memory(fed: Federation, server: Server, rows: Tensor, ids: Ids) -> Stage:
@@ -170,4 +179,8 @@ def _in_memory(fed: Federation, server: Server, rows: Tensor, ids: Ids) -> Stage
     own = sent.own if len(sent.own) else rows.new_zeros(sent.f, rows.shape[1])
     state, seen = sent.join(own)
     h = fed.experiment.honest if fed.experiment.method.remembers else len(sent.honest)
-    return Stage(seen[:h], seen[h:], len(seen) - h, lambda forged: (state, torch.cat([seen[:h], forged])))
+
+    def join(forged: Tensor) -> tuple[State, Tensor]:
+        return state, torch.cat([seen[:h], forged])
+
+    return Stage(seen[:h], seen[h:], len(seen) - h, join, join)

@@ -25,8 +25,8 @@ class Engine(Protocol):
         """The step of clients `ids` at the broadcast model x.
 
         `states` holds a row for each of these, (k, ...), and is not written to; returned are the states after the step
-        and the messages (k, d), all in the order of `ids`. Where that is enough (`fed.pooled`) an engine may give the
-        messages' mean (1, d) instead.
+        and the messages (k, d), all in the order of `ids`. An engine may leave room behind these, for the messages of
+        those of the cohort who never compute; and give their mean (1, d) instead where it is enough (`fed.pooled`).
         """
         ...
 

@@ -118,14 +118,14 @@ def rows(
 def _step(
     fed: Federation, states: State, x: Tensor, round: int, ids: NDArray[np.int64], kept: bool
 ) -> tuple[State, Tensor]:
-    """The states after the step and the messages (k, d), or if these are not `kept` their mean (1, d)."""
+    """The states after the step; the messages (k, d) and room for others', or if not `kept` their mean (1, d)."""
     method, n, d = fed.experiment.method, len(ids), fed.x0.numel()
     at = x if not method.peer else x[: fed.computing]  # among peers all take part
     after = {name: torch.empty_like(value) for name, value in states.items()}
     once = method.steps == 1
     group_size = max(1, (CACHED if once else STEPPED) // d) if fed.device == "cpu" else n
     plain = type(method).client_step is Method.client_step  # sends the gradient
-    messages = fed.x0.new_empty(n, d) if kept else None
+    messages = fed.x0.new_empty(len(fed.cohort(round)), d) if kept else None
 
     def work(share: slice) -> Tensor | None:
         mine = {name: value[share] for name, value in states.items()}

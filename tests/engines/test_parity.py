@@ -93,7 +93,7 @@ def agree(e: Experiment, rounds: int = 3, device: str = "cpu") -> None:
         states = kept.of(working)
         theirs = vector(other, {k: v.to(device) for k, v in states.items()}, server.x.to(device), t, working)
         states, rows = loop(fed, states, server.x, t, working)
-        close(theirs[1], rows.mean(0, keepdim=True) if other.pooled else rows)
+        close(theirs[1][: len(rows)], rows.mean(0, keepdim=True) if other.pooled else rows)
         for name, value in states.items():
             close(theirs[0][name], value)
         kept = kept.after(working, states)
