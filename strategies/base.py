@@ -145,7 +145,7 @@ class TwoHookRule(Stage, Rule):
     def __call__(
         self, rows: Tensor, f: int = 0, *, previous: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
-        self.require(_checked(rows), f)
+        self.require(checked(rows), f)
         nothing = partial(rows.new_zeros, rows.shape[1])
         return solve(self, rows, f, previous, generator, self.answer, nothing)
 
@@ -164,7 +164,7 @@ class TwoHookMixer(Stage, Mixer):
         return None
 
     def __call__(self, rows: Tensor, f: int = 0, *, generator: Generator | None = None) -> Tensor:
-        self.require(_checked(rows), f)
+        self.require(checked(rows), f)
         nothing = partial(rows.new_zeros, 0, rows.shape[1])
         return solve(self, rows, f, None, generator, lambda mixed, f: mixed.matrix(), nothing)
 
@@ -300,7 +300,7 @@ def _seed(stage: Stage, generator: Generator | None) -> int:
     return int(torch.randint(2**62, (), generator=generator, device=device))
 
 
-def _checked(rows: Tensor) -> int:
+def checked(rows: Tensor) -> int:
     """n of rows (n, d); raises `Invalid` where they are none."""
     if rows.dim() != 2 or 0 in rows.shape or rows.dtype not in (torch.float32, torch.float64):
         raise Invalid(f"rows of shape {tuple(rows.shape)}, {rows.dtype}: must be (n, d), float32 or float64")
