@@ -1,6 +1,6 @@
 """Memory that a round gives back and the next one asks for again stays with the process.
 
-The C library hands large blocks back to the kernel, which clears every page anew when they are asked for again: an
+The C library hands free memory back to the kernel, which clears every page anew when it is asked for again: an
 operation on twenty megabytes then takes three times as long.
 """
 
@@ -10,14 +10,17 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # of mallopt(3)
-KEPT = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1}
-USUAL = {MMAP_MAX: 2**16, MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}  # where it ends up when left alone
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+LARGE = (
+    2**25
+)  # from here on a block has a mapping of its own, as more is not allowed: holes in the heap stay small
+KEPT = {MMAP_THRESHOLD: LARGE, TRIM_THRESHOLD: 2**31 - 1}
+USUAL = {MMAP_THRESHOLD: LARGE, TRIM_THRESHOLD: 2 * LARGE}  # where the library ends up when left alone
 
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """In the body freed memory is kept, afterwards it goes back; without effect where the C library is not glibc."""
+    """In the body freed blocks below 32 MB are kept, afterwards they go back; of no effect without glibc."""
     _set(KEPT)
     try:
         yield
