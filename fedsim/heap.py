@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-LARGE = (
-    2**25
-)  # from here on a block has a mapping of its own, as more is not allowed: holes in the heap stay small
+LARGE = 2**25  # the most that may be set: from here on a block has a mapping of its own
 KEPT = {MMAP_THRESHOLD: LARGE, TRIM_THRESHOLD: 2**31 - 1}
 USUAL = {MMAP_THRESHOLD: LARGE, TRIM_THRESHOLD: 2 * LARGE}  # where the library ends up when left alone
 
