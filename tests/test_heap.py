@@ -11,6 +11,7 @@ import pytest
 from fedsim import heap
 
 FAULTS = """
+import ctypes
 import resource
 import torch
 from fedsim import heap
@@ -22,7 +23,7 @@ def faults() -> int:
         del blocks
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults()
+ctypes.CDLL(None).mallopt(-3, 2**17)  # as the library begins: every large block is a mapping, given back when freed
 usual = faults()
 with heap.kept():
     faults()  # the heap grows to its size
@@ -34,7 +35,8 @@ with heap.kept():
 def test_blocks_that_are_asked_for_again_are_the_same_pages() -> None:
     fresh = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     usual, kept = map(int, fresh.stdout.split())
-    assert kept < usual / 4
+    assert usual > 20 * 1024 * 4  # pages of 4 KB: nearly all 24 blocks
+    assert kept < usual / 8  # the heap may still grow by a block
 
 
 def test_it_wraps_a_function() -> None:
