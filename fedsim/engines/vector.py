@@ -21,6 +21,8 @@ STEPPED = 2**21  # where a round has several steps, each a product: more of them
 class Clients:
     """The `Env` of many clients at once."""
 
+    sent: Tensor | None = None  # where their messages are to be, if anywhere
+
     def __init__(self, fed: Federation, ids: NDArray[np.int64], round: int, state: State) -> None:
         self.fed, self.ids, self.round, self.calls = fed, ids, round, 0
         self.mechanism = Mechanism.of(fed, ids, round, state)
@@ -31,7 +33,7 @@ class Clients:
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
             return message
-        return self.fed.noisy(message, "message", self.round, self.ids)
+        return self.fed.noisy(message, "message", self.round, self.ids, out=self.sent)
 
     def room(self, name: str) -> Tensor | None:
         return None
@@ -68,6 +70,8 @@ class Gradient:
 class Group(Clients):
     """The `Env` of some of them, who need not work out the gradient that all ask for first."""
 
+    sent: Tensor
+
     def __init__(
         self,
         env: Clients,
@@ -90,11 +94,6 @@ class Group(Clients):
         self.calls, self.mechanism = 1, self.env.mechanism and self.env.mechanism.part(self.part)
         # a gradient is likely to be the message, unless noise is still to come
         return known.rows(self.part, torch.empty_like(self.sent) if self.fed.message_privacy else self.sent)
-
-    def noisy(self, message: Tensor) -> Tensor:
-        if self.fed.message_privacy is None:
-            return message
-        return self.fed.noisy(message, "message", self.round, self.ids, out=self.sent)
 
     def room(self, name: str) -> Tensor | None:
         return self.after[name]
