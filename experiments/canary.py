@@ -69,7 +69,7 @@ class Shadows(Federation):
         for round in range(rounds):
             env = Witness(self, ids, round, states, coins, scores)
             states, rows = method.client_step(states, server["x"], self.batch(round, ids), env)
-            states |= env.mechanism.kept if env.mechanism else {}
+            states |= env.kept
             server, seen = method.receive(server, rows, torch.arange(k, device=self.device))
             server = method.update(server, seen, round)
         return scores.cpu().numpy()

@@ -165,9 +165,10 @@ def _in_messages(fed: Federation, server: Server, rows: Tensor, ids: Ids) -> Sta
         return receive(rows[:computed] if forged is own else torch.cat([honest, forged]))
 
     def last(forged: Tensor) -> tuple[State, Tensor]:
-        if len(rows) <= computed:
+        room = rows[computed:]
+        if room.shape != forged.shape:
             return join(forged)
-        rows[h:] = forged
+        room.copy_(forged)
         return receive(rows)
 
     return Stage(honest, own, len(ids) - h, join, last)

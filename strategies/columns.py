@@ -186,9 +186,7 @@ def finite(z: Tensor) -> bool:
     z = z.detach() if z.requires_grad else z
     if z.dim() == 2 and z.stride(0) == 1 < z.stride(1):
         (m, b), step = z.shape, z.stride(1)
-        with_gaps = z.as_strided(
-            ((b - 1) * step + m,), (1,)
-        )  # far quicker; what is in them may not be finite
+        with_gaps = z.as_strided(((b - 1) * step + m,), (1,))  # far quicker; what is in them may be anything
         if isfinite(with_gaps.sum()):
             return True
         z = z.T @ z.new_ones(m)

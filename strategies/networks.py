@@ -39,19 +39,19 @@ def steps(m: int, wanted: Wanted) -> list[tuple[bool, int, int, int]]:
     wanted rank is in its place.
     """
     kept = min((_needed(m, network, wanted) for network in _networks(m, wanted)), key=_count)
-    place, spare, steps = list(range(m)), m, list[tuple[bool, int, int, int]]()
+    place, spare, done = list(range(m)), m, list[tuple[bool, int, int, int]]()
     for i, j, low, high in kept:
         a, b = place[i], place[j]
         if low and high:
-            steps += [(True, a, b, spare), (False, a, b, b)]
+            done += [(True, a, b, spare), (False, a, b, b)]
             place[i], spare = spare, a
         else:
-            steps.append((low, a, b, a if low else b))
+            done.append((low, a, b, a if low else b))
     if spare != m:
-        steps.append((True, m, m, spare))
+        done.append((True, m, m, spare))
         place[place.index(m)] = spare
     name = {row: rank for rank, row in enumerate(place)} | {m: m}
-    return [(smaller, name[a], name[b], name[to]) for smaller, a, b, to in steps]
+    return [(smaller, name[a], name[b], name[to]) for smaller, a, b, to in done]
 
 
 def _count(kept: Kept) -> int:

@@ -38,6 +38,11 @@ class Clients:
     def room(self, name: str) -> Tensor | None:
         return None
 
+    @property
+    def kept(self) -> State:
+        """What the clients' states keep beside the method's own."""
+        return self.mechanism.kept if self.mechanism else {}
+
 
 class Gradient:
     """The gradients of clients at a point: what they follow from, of all at once, then those of some at a time."""
@@ -132,7 +137,7 @@ def _step(
         batch = fed.batch(round, env.ids) if once else None
         known = Gradient(env, here, batch) if batch else None
         if known and not kept and plain:
-            for name, value in (mine | (env.mechanism.kept if env.mechanism else {})).items():
+            for name, value in (mine | env.kept).items():
                 _put(value, after[name][share])
             return known.total()
         total = None if kept else fed.x0.new_zeros(d)
@@ -145,7 +150,7 @@ def _step(
             room = places[part] if total is None else places[: part.stop - part.start]
             group = Group(env, part, state, place, those, known, new, room)
             state, sent = method.client_step(state, place, those, group)
-            for name, value in (state | (group.mechanism.kept if group.mechanism else {})).items():
+            for name, value in (state | group.kept).items():
                 _put(value, new[name])
             if total is None:
                 _put(sent, room)

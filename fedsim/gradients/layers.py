@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 Parameters = dict[str, Tensor]
-Write = Callable[
-    [slice, Tensor], None
-]  # put the gradients of some clients (k, d), or their sum (1, d), there
+Write = Callable[[slice, Tensor], None]  # puts the gradients of some clients (k, d), or their sum (1, d)
 
 
 @dataclass(frozen=True)
