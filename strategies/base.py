@@ -24,12 +24,13 @@ from torch import Generator, Tensor
 from torch.nn.functional import pad
 
 from fedsim.check import Invalid
-from fedsim.strategies.columns import Rows
+from fedsim.strategies.columns import Rows, sparse
 from fedsim.strategies.gram import ORIGIN, PREVIOUS, BrokenRows, Gram, Points, squared_distances
 from fedsim.strategies.mixed import Mixed
 from fedsim.types import Mixer, Rule
 
 T = TypeVar("T")
+MANY = 8  # zeros to a weight, from which on they are skipped
 LOOKED_AT = 2**12  # columns that tell the weight of a row
 
 
@@ -104,7 +105,7 @@ class Stage:
             block = mixed.block(columns)
             shares = self.stages[-1].credit(block, f).double().cpu() / block.shape[1]
             if mixed.weights is not None:
-                weights = mixed.weights.double().cpu()
+                weights = mixed.weights.to_dense().double().cpu()
                 shares = shares * weights if weights.dim() == 1 else shares @ weights
             at = torch.arange(n) if mixed.rows.ids is None else mixed.rows.ids
             return torch.zeros(n, dtype=torch.float64).index_add(0, at, shares)
@@ -281,15 +282,17 @@ def _mix(stage: Stage, rows: Rows, f: int, previous: Tensor | None, seed: int) -
         return Mixed(rows, mix, seed, (weights[:, rows.n : rows.n + 1].to(rows.data), previous))
     held = own.detach().numpy()
     count = np.count_nonzero(held)
-    if count == held.size:
-        return Mixed(rows, mix, seed)
     if held.shape == (rows.n, rows.n) and count == np.count_nonzero(held.diagonal()):
         return Mixed(rows, mix.diag(), seed)
     used = np.flatnonzero(held.any(0))
-    if rows.traced or not 0 < len(used) <= rows.n / 2:
+    if rows.traced or not len(used):
         return Mixed(rows, mix, seed)
-    members = torch.from_numpy(used)  # what weighs nothing is not read again
-    return Mixed(rows.take(members), mix[:, members.to(mix.device)], seed)
+    if len(used) <= rows.n / 2:  # what weighs nothing is not read again
+        members = torch.from_numpy(used)
+        rows, mix = rows.take(members), mix[:, members.to(mix.device)]
+    elif MANY * count <= held.size and mix.device.type == "cpu":
+        mix = sparse(mix)
+    return Mixed(rows, mix, seed)
 
 
 def _seed(stage: Stage, generator: Generator | None) -> int:

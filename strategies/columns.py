@@ -7,8 +7,8 @@ number of threads. On a CPU a block is the work of one thread; as many run as to
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from math import isfinite, prod
@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 from torch import Tensor
 
 from fedsim.strategies.networks import exchange
@@ -30,7 +29,8 @@ STREAM = 2**17  # columns: long enough for the memory, short enough for the thre
 FEW = 16  # below so many rows minima and maxima of whole rows are far quicker than sorting column by column
 NETWORK = 32  # up to so many rows they are quicker still, on one thread: for matrices of
 LITTLE = 2**23  # numbers at the most, which leave little to do for more threads
-SYMMETRIC = 128  # rows from which NumPy's product, which knows that it is symmetric, beats torch's
+PIECE = 1024  # columns of a product of so FEW rows: torch has a kernel of its own for small products, not for long ones
+STRIP = 32  # columns of a Gram matrix at a time: half of it is enough, and long products of so many are quick
 REGISTER = 16  # numbers in a vector register
 SHARED = 5120  # columns: fewer at a time and threads wait for Python's lock
 SHARES = 4  # of a thread: to hand out each block alone would cost more than its copy
@@ -172,8 +172,31 @@ def mixed(weights: Tensor, block: Tensor, short: bool) -> Tensor:
     """weights (m, n) @ block (n, b) as scratch that lies as `ordered` likes it."""
     m, b = weights.shape[0], block.shape[1]
     if short or block.device.type != "cpu":
-        return torch.mm(weights, block, out=scratch(block, m, b))
+        return product(weights, block, scratch(block, m, b))
+    if weights.is_sparse_csr:
+        return copied(product(weights, block, block.new_empty(m, b)), short)
     return torch.mm(block.T, weights.T, out=torch.from_numpy(_columns(block, m, b))).T
+
+
+def product(weights: Tensor, block: Tensor, out: Tensor) -> Tensor:
+    """weights (m, n), which may be `sparse`, @ block (n, b) in `out`."""
+    if weights.is_sparse_csr:
+        return torch.addmm(out, weights, block, beta=0, out=out)
+    return torch.mm(weights, block, out=out)
+
+
+def sparse(weights: Tensor) -> Tensor:
+    """Weights (m, n) in the form that skips zeros, for `product`."""
+    _announce()
+    return weights.to_sparse_csr()
+
+
+@cache
+def _announce() -> None:
+    """Have torch say once that the form is young where nobody needs to hear it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.eye(1).to_sparse_csr()
 
 
 def _columns(like: Tensor, n: int, b: int) -> NDArray[Any]:
@@ -194,22 +217,20 @@ def finite(z: Tensor) -> bool:
 
 
 def gram_of(z: Tensor) -> Tensor:
-    """z z' of a block (k, b)."""
-    if z.device.type != "cpu" or z.requires_grad or z.shape[0] < SYMMETRIC:
+    """z z' of a block (k, b), on a CPU the half above the diagonal and its mirror image."""
+    k, b = z.shape
+    if z.device.type != "cpu" or z.requires_grad:
         return z @ z.T
-    with np.errstate(over="ignore", invalid="ignore"):
-        return torch.from_numpy(z.numpy() @ z.numpy().T)
-
-
-def one_blas_thread() -> AbstractContextManager[None]:
-    """For a pass with `gram_of`: NumPy's library would start threads of its own in each of ours."""
-    context: AbstractContextManager[None] = _libraries().limit(limits=1, user_api="blas")
-    return context
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()
+    if k < FEW:
+        whole = b // PIECE * PIECE
+        pieces, rest = z[:, :whole].unflatten(1, (-1, PIECE)).transpose(0, 1), z[:, whole:]
+        return torch.addmm(torch.bmm(pieces, pieces.mT).sum(0), rest, rest.T)
+    out = z.new_empty(k, k)
+    for start in range(0, k, STRIP):
+        end = min(start + STRIP, k)
+        torch.mm(z[:end], z[start:end].T, out=out[:end, start:end])
+        out[start:end, :start] = out[:start, start:end].T
+    return out
 
 
 def ordered(block: Tensor, *wanted: tuple[int, int]) -> Tensor:

@@ -7,7 +7,6 @@ The mean will not do as centre, since one huge row drags it away; a row from the
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import cached_property
 from math import inf
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fedsim.strategies.columns import SYMMETRIC, Rows, each_block, gram_of, one_blas_thread, scratch
+from fedsim.strategies.columns import Rows, each_block, gram_of, scratch
 
 ORIGIN, PREVIOUS = "origin", "previous"
 
@@ -151,16 +150,15 @@ class Points:
             if dtype == torch.float32 and not inner.isfinite().all():
                 dtype = torch.float64
                 continue
-            radius = (
-                squared_distances(inner.detach())[:n, :n].sort(1).values[:, n // 2]
-            )  # of the ball with half the rows
+            squared = squared_distances(inner)
+            radius = squared.detach()[:n, :n].sort(1).values[:, n // 2]  # of the ball with half the rows
             best = int(radius.argmin())
             if inner.detach().diagonal()[:n].sort().values[n // 2] > 100 * radius[best] and centre != best:
                 centre = best  # the last one is outside of the middle, and took digits
             elif dtype == torch.float32 and not _representable(radius[best], self.rows.d):
                 dtype = torch.float64
             else:
-                return inner, self._refined(inner, dtype)
+                return inner, self._refined(inner, squared, dtype)
 
     def near(self, point: int) -> Tensor:
         """Squared distances (n,) of the rows to one point."""
@@ -184,9 +182,9 @@ class Points:
             around, far = (np.sort(np.square(sample - c).sum(1))[n // 2] for c in (sample[row], 0))
         return row if far > 16 * around else None
 
-    def _refined(self, inner: Tensor, dtype: torch.dtype) -> Tensor:
-        """Squared distances; those of close points far from the centre are measured anew."""
-        squared, error = squared_distances(inner), _rounding(inner, dtype)
+    def _refined(self, inner: Tensor, squared: Tensor, dtype: torch.dtype) -> Tensor:
+        """The squared distances; those of close points far from the centre are measured anew."""
+        error = _rounding(inner, dtype)
         while True:
             lost = squared.detach() * 1e-4 < error
             if not lost.any():
@@ -217,20 +215,22 @@ class Points:
             rows = self.rows.take(members[members < self.rows.n])
             extra = members[members >= self.rows.n].tolist()
 
+        others = [] if centre is None and all(map(self._is_origin, extra)) else extra  # which are no zeros
+
         def work(columns: slice) -> Tensor:
             z = rows.block(columns).to(dtype)
             middle = None if centre is None else self._vector(centre, columns).to(dtype)
             if middle is not None:
                 z = z - middle if rows.traced else torch.sub(z, middle, out=scratch(z, *z.shape))
-            if not extra:
+            if not others:
                 return gram_of(z)
-            more = torch.stack([self._vector(i, columns).to(dtype) for i in extra])
+            more = torch.stack([self._vector(i, columns).to(dtype) for i in others])
             more = more if middle is None else more - middle
             across = z @ more.T
             return torch.cat([torch.cat([gram_of(z), across], 1), torch.cat([across, more @ more.T]).T])
 
-        with one_blas_thread() if rows.n >= SYMMETRIC else nullcontext():
-            return self._sum(work, self.rows.multiplied)
+        inner = self._sum(work, self.rows.multiplied)
+        return inner if others else pad(inner, (0, len(extra), 0, len(extra)))
 
     def _near(self, point: int, dtype: torch.dtype) -> Tensor:
         def work(columns: slice) -> Tensor:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.strategies.columns import Rows, copied, each_block, finite, mixed, numpy_type
+from fedsim.strategies.columns import Rows, copied, each_block, finite, mixed, numpy_type, product
 from fedsim.strategies.gram import BrokenRows
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """weights (m, n) @ rows; weights (n,) are factors of the rows, and None leaves them as they are."""
+    """weights (m, n), maybe `sparse`, @ rows; weights (n,) are factors of the rows, None leaves them as they are."""
 
     rows: Rows
     weights: Tensor | None
@@ -81,10 +81,11 @@ class Mixed:
             if weights.dim() == 1:
                 torch.mul(part, weights[:, None], out=place)
             else:
-                torch.mm(weights, part, out=place)
+                product(weights, part, place)
             self._checked(place)
 
-        for _ in each_block(self.rows, fill, self.rows.streamed if weights.dim() == 1 else None):
+        dense = weights.dim() == 2 and not weights.is_sparse_csr
+        for _ in each_block(self.rows, fill, None if dense else self.rows.streamed):
             pass
         return out
 

@@ -31,7 +31,7 @@ from fedsim.strategies import (
     TrimmedMean,
 )
 from fedsim.strategies.base import Stage
-from fedsim.strategies.columns import Rows
+from fedsim.strategies.columns import Rows, gram_of
 from fedsim.strategies.gram import Points
 
 
@@ -244,6 +244,30 @@ def test_bucketing_deals_every_row_once_by_the_generator() -> None:
     assert sorted((weights > 0).sum(1).tolist()) == [2, 3, 3, 3]
     assert (weights > 0).sum(0).tolist() == [1] * 11
     assert torch.allclose(weights.float() @ x, one, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [40, 200])
+def test_many_buckets_are_means_of_their_rows(n: int) -> None:
+    """Products that skip the zeros, wide, by blocks, and before a rule; a broken row breaks its bucket alone."""
+    rows = torch.randn(n, 3000, generator=Generator().manual_seed(1))
+    weights = Bucketing(2).weights_from_gram(torch.eye(n), 0, generator=Generator().manual_seed(2))
+    means = weights @ rows.double()
+    mixed = Bucketing(2)(rows, generator=Generator().manual_seed(2))
+    assert torch.allclose(mixed.double(), means, atol=1e-6)
+    answer = Chain(Bucketing(2), Median())(rows, generator=Generator().manual_seed(2))
+    assert torch.allclose(answer.double(), Median()(means), atol=1e-6)
+    rows[3, 5] = torch.nan
+    assert Bucketing(2)(rows, generator=Generator().manual_seed(2)).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 32, 33, 100])
+@pytest.mark.parametrize("b", [1, 1023, 1024, 5000])
+def test_inner_products_are_those_of_a_plain_product(n: int, b: int, dtype: torch.dtype) -> None:
+    z = torch.randn(n, b + 7, generator=Generator().manual_seed(n), dtype=dtype)[:, 7:]
+    inner, exact = gram_of(z), z.double() @ z.double().T
+    assert inner.dtype == dtype
+    assert torch.allclose(inner.double(), exact, atol=1e-5 * b if dtype == torch.float32 else 1e-11)
 
 
 def test_the_generator_is_left_alone_by_rules_without_chance() -> None:
