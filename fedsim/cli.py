@@ -12,6 +12,7 @@ import typer
 from fedsim.deploy.cli import app as deploy
 from fedsim.experiments.bench_cli import app as bench
 from fedsim.guard import guarded
+from fedsim.heap import MEMORY
 
 app = typer.Typer(
     help="Federated learning that survives malicious participants and keeps data private.",
@@ -50,7 +51,7 @@ def run(
     memory: Annotated[
         float,
         typer.Option(min=0, help="GiB that the clients' states may take; beyond that they lie in a file."),
-    ] = 4.0,
+    ] = MEMORY,
     alone: Annotated[
         bool, typer.Option("--alone", help="Leave out what a recipe shows beside its experiment.")
     ] = False,

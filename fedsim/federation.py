@@ -11,7 +11,8 @@ from fedsim.check import Invalid
 from fedsim.gradients import ClientGradients
 from fedsim.keys import SHARED, Keys, torch_seed
 from fedsim.ledger import Ledger
-from fedsim.privacy import CLIP, ExampleDP, MessageDP, Plan, Quantile
+from fedsim.plan import Plan
+from fedsim.privacy import CLIP, ExampleDP, MessageDP, Quantile
 from fedsim.spec import Experiment
 from fedsim.threads import each
 from fedsim.types import Batch, Dataset, Examples, Method, Split, State

@@ -1,7 +1,8 @@
-"""Memory that a round gives back and the next one asks for again stays with the process.
+"""How much memory a run takes, and what it does with memory that is free.
 
-The C library hands free memory back to the kernel, which clears every page anew when it is asked for again: an
-operation on twenty megabytes then takes three times as long.
+Memory that a round gives back and the next one asks for again stays with the process. The C library hands free memory
+back to the kernel, which clears every page anew when it is asked for again: an operation on twenty megabytes then takes
+three times as long.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+MEMORY = 4.0  # GiB that clients' states may take, unless said otherwise
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 LARGE = 2**25  # the most that may be set: from here on a block has a mapping of its own
 KEPT = {MMAP_THRESHOLD: LARGE, TRIM_THRESHOLD: 2**31 - 1}

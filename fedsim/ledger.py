@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from fedsim.check import Invalid
-from fedsim.privacy import Ids, Payers, Plan, Privacy, Rounds, histories, payments
+from fedsim.plan import Ids, Payers, Plan, Rounds, histories, payments
+from fedsim.privacy import Privacy
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,6 @@ class Ledger:
 
     def load(self, saved: dict[str, Any]) -> Ledger:
         """The ledger with the payments of a checkpoint."""
-        if "taken" in saved:  # of a record as it was until 0.1: (rounds, n) bool
-            rounds = [
-                self.privacy.payers(np.flatnonzero(row), self.plan.clients) for row in saved["taken"].numpy()
-            ]
-            return replace(self, paid=tuple(rounds))
         ids, counts = saved["payers"].numpy(), saved["payers_of_round"].numpy()
         parts = iter(np.split(ids, np.cumsum(counts[counts >= 0])))
         return replace(self, paid=tuple(None if count < 0 else next(parts) for count in counts))

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from fedsim.ledger import Ledger
 from fedsim.record import Metrics, Record
 from fedsim.round import Seen, Server, attempt
 from fedsim.spec import Experiment
-from fedsim.states import MEMORY, States
+from fedsim.states import States
 from fedsim.task import evaluate
 from fedsim.types import Dataset
 
@@ -63,7 +62,7 @@ def run(
     resume: bool = False,
     progress: Progress | None = None,
     dataset: Dataset | None = None,
-    memory: float = MEMORY,
+    memory: float = heap.MEMORY,
 ) -> Result:
     """Run an experiment to its last round; with `out`, leave a record there, and go on from it with `resume`.
 
@@ -84,7 +83,7 @@ def drive(
     record: Record | None = None,
     progress: Progress | None = None,
     save_seconds: float = SAVE_SECONDS,
-    memory: float = MEMORY,
+    memory: float = heap.MEMORY,
 ) -> Result:
     """The rounds of a federation with whoever answers, from the record's checkpoint on where it has one."""
     experiment, live = fed.experiment, _Live.start(fed, ask, record, memory)
@@ -126,7 +125,12 @@ def drive(
 
 
 def choose(device: str) -> str:
-    """The device by name; "auto" is a GPU where torch sees one, otherwise the CPU. Raises `Invalid`."""
+    """The device by name; "auto" is a GPU where torch sees one, otherwise the CPU. Raises `Invalid`.
+
+    From here on a GPU's convolutions keep the digits of float32, as its products do unless told otherwise: the engines
+    must agree.
+    """
+    torch.backends.cudnn.allow_tf32 = False
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -178,10 +182,6 @@ class _Live:
         states = States.start(first, fed.computing, memory=memory, file=file, saved=saved.get("rows"))
         if not saved:
             return cls(0, Server.start(fed), states, ledger)
-        for rows in saved.get(
-            "clients", {}
-        ).values():  # of a record as it was until 0.1: all states in the checkpoint
-            states = states.after(np.arange(len(rows)), at(saved["clients"]))
         return cls(saved["round"], Server(**at(saved["server"])), states, ledger and ledger.load(saved))
 
     def goes_on(self, fed: Federation) -> bool:

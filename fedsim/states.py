@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.check import Invalid
+from fedsim.heap import MEMORY
 from fedsim.record import writing
 from fedsim.threads import each
 from fedsim.types import State
 
-MEMORY = 4.0  # GiB
 Ids = NDArray[np.int64]
 
 

@@ -23,7 +23,7 @@ LEVEL0 = (
     "fedsim.schedule",
 )
 CORE = (*LEVEL0, "fedsim.catalog", "fedsim.codec", "fedsim.accounting", "fedsim.batches",
-        "fedsim.privacy", "fedsim.ledger", "fedsim.models", "fedsim.gradients", "fedsim.task",
+        "fedsim.plan", "fedsim.privacy", "fedsim.ledger", "fedsim.models", "fedsim.gradients", "fedsim.task",
         "fedsim.spec")  # fmt: skip
 RUNTIME = (
     *CORE,

@@ -5,7 +5,6 @@ from math import sqrt
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +16,8 @@ from fedsim.datasets.split import IID
 from fedsim.federation import Federation
 from fedsim.ledger import Ledger
 from fedsim.models import Logistic
-from fedsim.privacy import CentralDP, ExampleDP, MessageDP, Plan
+from fedsim.plan import Plan
+from fedsim.privacy import CentralDP, ExampleDP, MessageDP
 from fedsim.runner import run
 from fedsim.schedule import InverseTime
 from fedsim.spec import Experiment
@@ -76,13 +76,11 @@ def test_a_ledger_survives_being_written(name, cohorts):
     privacy, batches = PRIVACIES[name]
     opened = Ledger.open(privacy, plan(30, 6, batches))
     ledger = charged(opened, cohorts)
-    taken = np.array([[client in cohort for client in range(6)] for cohort in cohorts], bool).reshape(-1, 6)
-    old = {"taken": torch.from_numpy(taken)}  # as checkpoints had it once
-    for read in (opened.load(ledger.dump()), opened.load(old)):
-        assert len(read.paid) == len(cohorts)
-        for ours, truth in zip(read.paid, ledger.paid, strict=True):
-            assert (ours is None) == (truth is None)
-            assert ours is None or ours.tolist() == truth.tolist()
+    read = opened.load(ledger.dump())
+    assert len(read.paid) == len(cohorts)
+    for ours, truth in zip(read.paid, ledger.paid, strict=True):
+        assert (ours is None) == (truth is None)
+        assert ours is None or ours.tolist() == truth.tolist()
 
 
 def test_clients_beyond_the_honest_ones_are_not_charged():

@@ -17,7 +17,8 @@ from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import IID
 from fedsim.federation import Federation
 from fedsim.models import MLP, Logistic
-from fedsim.privacy import CentralDP, ExampleDP, MessageDP, Plan, Quantile
+from fedsim.plan import Plan
+from fedsim.privacy import CentralDP, ExampleDP, MessageDP, Quantile
 from fedsim.runner import run
 from fedsim.schedule import InverseTime, Milestones
 from fedsim.spec import Experiment

@@ -169,29 +169,6 @@ def test_a_spilled_run_that_was_stopped_twice_resumes_to_the_bit(tmp_path: Path,
     assert not (tmp_path / "clients.bin").exists()  # of no use once the run is over
 
 
-def test_a_checkpoint_that_holds_the_states_itself_goes_on(tmp_path: Path) -> None:
-    """As records were before states had a file, with the ledger as a matrix."""
-    with pytest.raises(KeyboardInterrupt):
-        run(PRIVATE, out=tmp_path, progress=stop_at(6))
-    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    first = {name: torch.zeros(saved["server"]["state"]["x"].numel()) for name in ("v", "g")}
-    table, file = saved.pop("rows"), tmp_path / "clients.bin"
-    states = States.start(first, 5, file=file, saved=table)
-    saved["clients"] = states.of(np.arange(5))
-    states.close()
-    payers = iter(saved.pop("payers").split([max(0, k) for k in saved["payers_of_round"].tolist()]))
-    saved["taken"] = torch.zeros(6, 5, dtype=torch.bool)
-    for row, ids in zip(saved["taken"], payers, strict=True):
-        row[ids] = True
-    del saved["payers_of_round"]
-    torch.save(saved, tmp_path / "checkpoint.pt")
-    file.unlink()
-    whole, rest = run(PRIVATE), run(PRIVATE, out=tmp_path, resume=True)
-    frames_match(whole.frame, rest.frame)
-    assert all(torch.equal(value, rest.model[name]) for name, value in whole.model.items())
-    assert rest.notes == whole.notes
-
-
 def test_a_full_disk_is_told_and_loses_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(PRIVATE, out=tmp_path, progress=stop_at(6), memory=0)

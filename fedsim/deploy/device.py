@@ -76,7 +76,8 @@ class Device:
         return fed
 
     def keep(self, order: Order, fed: Federation, memory: Memory, context: Context) -> None:
-        self.own.permit(order, fed, Spent.load(self.ledger)).save(self.ledger)
+        with Spent.alone(self.ledger):  # of several runs at once none may lose what another has paid
+            self.own.permit(order, fed, Spent.load(self.ledger)).save(self.ledger)
         write_whole(self._memory(order), memory.dump())
 
     def _memory(self, order: Order) -> Path:

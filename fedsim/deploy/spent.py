@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,14 @@ class Spent:
             for name in ("exact", "rdp")
             if kinds <= ACCOUNTANTS[name].valid
         )
+
+    @staticmethod
+    @contextmanager
+    def alone(path: Path) -> Iterator[None]:
+        """In the body no other process that asks for this changes the ledger: what is read there is the last word."""
+        with path.with_suffix(".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def save(self, path: Path) -> None:
         write_whole(

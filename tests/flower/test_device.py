@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
+from time import sleep
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Context, Message, RecordDict
 from scipy.stats import kstest
 from test_messages import small
 
@@ -26,6 +29,8 @@ from fedsim.deploy.entropy import normal
 from fedsim.deploy.spent import Spent
 from fedsim.federation import Federation
 from fedsim.flower.grid import FIRST_NODE, InProcessGrid
+from fedsim.flower.memory import Memory
+from fedsim.flower.order import Order
 from fedsim.models import Logistic
 from fedsim.privacy import ExampleDP, MessageDP
 from fedsim.round import answer
@@ -245,6 +250,37 @@ def test_a_damaged_ledger_answers_nothing(tmp_path: Path) -> None:
     (site.folder(2) / "ledger.json").write_text("{ half")
     _, aside = site.run(small())
     assert "ledger is not readable, so nothing more is answered" in aside[0]
+
+
+def test_of_runs_at_once_each_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs whose answers are written down at the same moment: none overwrites what another has paid."""
+    site, real, e = Site(tmp_path, clients=1, epsilon=50.0, delta=1e-4), Spent.load, small()
+    host, all_here = device.Device(site.folder(0)), Barrier(4)
+
+    def pay(run: str) -> None:
+        order = Order(
+            experiment=e.to_json(),
+            fingerprint=e.fingerprint,
+            run=run,
+            client=0,
+            round=0,
+            accepted=-1,
+            derived=False,
+        )
+        memory = Memory(secret=1)
+        fed = host.federation(order, memory)
+        all_here.wait()
+        host.keep(order, fed, memory, Context(0, 0, {}, RecordDict(), {}))
+
+    def slow(path: Path) -> Spent:
+        found = real(path)
+        sleep(0.05)
+        return found
+
+    monkeypatch.setattr(device.Spent, "load", slow)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(pay, ["a", "b", "c", "d"]))
+    assert site.spent(0).rounds == 4
 
 
 def test_a_device_that_dies_between_its_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
