@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,6 +39,17 @@ class Mixed:
         if self.previous is not None:
             block = block + self.previous[0] * self.previous[1][columns]
         return self._checked(block)
+
+    def common(self, count: int) -> Mixed | None:
+        """The one row that `count` or more of the mixed rows are; None where their weights do not show it."""
+        weights = self.weights
+        if weights is None or weights.dim() == 1 or weights.is_sparse_csr or weights.device.type != "cpu":
+            return None
+        if self.previous is not None or self.rows.traced or not self.rows.finite:
+            return None
+        rows = [row.tobytes() for row in weights.detach().numpy()]
+        most, times = Counter(rows).most_common(1)[0]
+        return replace(self, weights=weights[rows.index(most)][None]) if times >= count else None
 
     def vector(self, reduce: Callable[[Tensor, slice], Tensor]) -> Tensor:
         """The answers (b,) of `reduce` to all blocks and their columns, side by side: (d,)."""

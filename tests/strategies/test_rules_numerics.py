@@ -33,6 +33,7 @@ from fedsim.strategies import (
 from fedsim.strategies.base import Stage
 from fedsim.strategies.columns import Rows, gram_of
 from fedsim.strategies.gram import Points
+from fedsim.types import Rule
 
 
 def near(n: int, d: int, seed: int, spread: float = 1e-3) -> torch.Tensor:
@@ -231,6 +232,17 @@ def test_nna_at_every_node_follows_its_definition() -> None:
         keep = len(have) - (f - int(received[i, 4]))
         order = (x[have] - x[i]).double().norm(dim=1).argsort(stable=True)[:keep]
         assert torch.allclose(answers[i], x[have[order]].mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [Median(), TrimmedMean()])
+@pytest.mark.parametrize("far", [0, 4, 5, 6])
+def test_where_all_but_f_mixed_rows_are_the_same_the_answer_is_that_row(rule: Rule, far: int) -> None:
+    """Beside the same chain in two steps, which knows nothing of it; with one far row too many nothing is the same."""
+    rows, f = torch.randn(25, 700, generator=Generator().manual_seed(far)), 5
+    rows[25 - far :] *= -10
+    answer = Chain(NNM(), rule)(rows, f)
+    assert torch.allclose(answer, rule(NNM()(rows, f), f), atol=1e-6)
+    assert torch.allclose(answer, rows[:20].mean(0), atol=1e-6) == (far == f)
 
 
 # ---------------------------------------------------------------- chance, and memory
