@@ -202,10 +202,10 @@ class Points:
             squared, error = squared.index_put(at, anew), error.index_put(at, errors)
 
     def _equal(self, first: int, second: int) -> bool:
-        every = slice(0, self.rows.d)
-        return max(first, second) < self.rows.n and torch.equal(
-            self.rows.row(first, every), self.rows.row(second, every)
-        )
+        if max(first, second) >= self.rows.n:
+            return False
+        a, b = (self.rows.row(i, slice(0, self.rows.d)).detach() for i in (first, second))
+        return np.array_equal(a.numpy(), b.numpy()) if a.device.type == "cpu" else torch.equal(a, b)
 
     def _inner(self, centre: int | None, dtype: torch.dtype, members: Tensor | None = None) -> Tensor:
         """Inner products of some points (all if None) around one of them, or around the origin."""
