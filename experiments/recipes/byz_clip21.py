@@ -34,10 +34,12 @@ NOTES = (
     "ln(1/delta)), delta = 4e-4. The accounted one is for messages that one example moves by up to 2 tau.",
     "Step and clipping bound are searched over the paper's grids for each method and epsilon, at f = 5, on a tenth of "
     "the training examples that is held out (the authors' code holds out 1 %); what is found serves every f and seed.",
-    "The searches are by successive halving: of all points the best nine at round 100 go on to round 500, the best four "
-    "of these to half of all rounds, the best two to the end. Fewer would leave none of the slow points, of which "
-    "Byz-Clip21-SGD2M has good ones.",
     "NNM and the median see whole vectors; the authors' code aggregates layer by layer.",
+)
+WHOLE = (
+    "The searches are by successive halving: of all points the best nine at round 100 go on to round 500, of these the "
+    "best four to half of all rounds, the best two to the end. Fewer would leave none of the slow points, of which "
+    "Byz-Clip21-SGD2M has good ones."
 )
 REDUCED = (
     "Reduced setting: {rounds} rounds (the noise is calibrated to these), f = 5, fewer budgets, nine tuning points of "
@@ -92,7 +94,7 @@ def _tuning(base: Experiment, grid: dict[str, tuple[str, ...]], reduced: bool) -
 
 
 def _notes(notes: Sequence[str], base: Experiment, reduced: bool) -> tuple[str, ...]:
-    return (*notes, REDUCED.format(rounds=base.rounds)) if reduced else tuple(notes)
+    return (*notes, REDUCED.format(rounds=base.rounds) if reduced else WHOLE)
 
 
 def _beside(counts: Sequence[int]) -> dict[str, Any]:
