@@ -79,13 +79,22 @@ class Results:
         """The first axis that is one of the wanted fields or part of one."""
         return next((a for want in wanted for a in self.axes if a.partition(".")[0] == want), None)
 
-    def panels(self, without: Sequence[str | None]) -> Iterator[tuple[str, pd.DataFrame]]:
-        """The frame cut along all axes but these; with the name of each part."""
+    @property
+    def scored(self) -> str:
+        """Which accuracy of a run counts."""
+        which = {"best": "the best of a run", "last 5": "the mean of a run's last five evaluations"}
+        return which.get(self.study.get("score", ""), "that at the end of a run")
+
+    def panels(
+        self, without: Sequence[str | None], frame: pd.DataFrame | None = None
+    ) -> Iterator[tuple[str, pd.DataFrame]]:
+        """The frame, or another of its form, cut along all axes but these; with the name of each part."""
+        frame = self.frame if frame is None else frame
         rest = [axis for axis in self.axes if axis not in without]
         if not rest:
-            yield "", self.frame
+            yield "", frame
             return
-        for values, part in self.frame.groupby(rest, sort=False):
+        for values, part in frame.groupby(rest, sort=False):
             yield ", ".join(f"{axis} {value}" for axis, value in zip(rest, values, strict=True)), part
 
     def lines(self, part: pd.DataFrame, axis: str | None) -> Iterator[tuple[str, pd.DataFrame]]:

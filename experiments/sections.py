@@ -82,11 +82,11 @@ def privacy(results: Results) -> Section | None:
         return None
     line = next((a for a in (results.line_axis, *results.axes) if a and a != axis), None)
     parts = dict[str, Plot]()
-    for number, (name, part) in enumerate(results.panels((axis, line))):
-        last = part[part.index.isin(results.final.index)]
+    for number, (name, last) in enumerate(results.panels((axis, line), results.final)):
         parts[name] = plots.privacy_utility(f"privacy-{number}", list(results.lines(last, line)))
     caption = (
-        "Epsilon is what the accountant stands behind, at the delta of the run; bars: lowest to highest seed."
+        f"Accuracy is {results.scored}. Epsilon is what the accountant stands behind, at the delta of the run; bars: "
+        "lowest to highest seed."
     )
     shown = Figure("Accuracy against epsilon", caption, parts, list(results.final["experiment"]))
     return Section("Privacy and utility", "What a budget buys.", [shown])
@@ -108,7 +108,7 @@ def surface(results: Results) -> Section | None:
             tables[title, f"epsilon {value}"] = worst.unstack(1)
     shown = Figure(
         f"{f} by {split} by {epsilon}",
-        "Test accuracy in %, in the worst case over all other axes.",
+        f"Test accuracy in %, {results.scored}, in the worst case over all other axes.",
         {"": plots.surface("surface", tables)},
         list(results.final["experiment"]),
     )
@@ -223,8 +223,7 @@ def _heat(results: Results, name: str, rows: str | None, columns: str, worst: st
     """Accuracy by two axes, one part for each setting of the others; `worst` is an axis of which the worst counts."""
     assert rows is not None
     parts = dict[str, Plot]()
-    for number, (part_name, part) in enumerate(results.panels((rows, columns, worst))):
-        last = part[part.index.isin(results.final.index)]
+    for number, (part_name, last) in enumerate(results.panels((rows, columns, worst), results.final)):
         keys = [rows, columns, *([worst] if worst else [])]
         cells = 100 * last.groupby(keys, sort=False)["accuracy"].mean()
         if worst:
@@ -236,7 +235,7 @@ def _heat(results: Results, name: str, rows: str | None, columns: str, worst: st
         label = f"worst case over {worst}" if worst else ""
         parts[part_name] = plots.heat(f"{name}-{number}", values, rows, columns, label)
     title = f"{rows} by {columns}" + (f", worst case over {worst}" if worst else "")
-    return Figure(title, "Test accuracy in %.", parts, list(results.final["experiment"]))
+    return Figure(title, f"Test accuracy in %, {results.scored}.", parts, list(results.final["experiment"]))
 
 
 def _decides(results: Results, axis: str, field: str) -> bool:

@@ -23,7 +23,7 @@ from fedsim.experiments.load import load
 from fedsim.experiments.report import MAIN, report
 from fedsim.experiments.resolve import resolve_study
 from fedsim.experiments.results import Results
-from fedsim.experiments.sections import bytes_a_coordinate
+from fedsim.experiments.sections import bytes_a_coordinate, robustness
 from fedsim.experiments.study import Score, Study, axes
 from fedsim.experiments.sweep import Sweep
 from fedsim.experiments.workers import Job, work
@@ -206,16 +206,23 @@ def test_a_report_on_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("score", "expected"), [("final", 0.5), ("best", 0.9), ("last 5", 0.64)])
 def test_a_study_says_which_accuracy_counts(score: Score, expected: float, tmp_path: Path) -> None:
-    Sweep(tmp_path, crew=inline)(Study(SMALL, score=score))
+    """In the frame, in the table and on the map."""
+    Sweep(tmp_path, crew=inline)(
+        Study(SMALL, axes({"rule": ["Mean", "Krum"], "attack": ["ALIE", "IPM(10)"]}), score=score)
+    )
     lines = [
         {"round": t, "accuracy": a, "loss": 1.0, "seconds": 1.0}
         for t, a in enumerate([0.1, 0.9, 0.7, 0.6, 0.5, 0.5])
     ]
-    metrics = tmp_path / SMALL.fingerprint / "metrics.jsonl"
-    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for metrics in tmp_path.glob("*/metrics.jsonl"):
+        metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     results = Results.of(tmp_path)
-    assert list(results.final["accuracy"]) == pytest.approx([expected])
-    assert list(results.table()["accuracy"]) == pytest.approx([100 * expected])
+    assert list(results.final["accuracy"]) == pytest.approx([expected] * 4)
+    assert list(results.table()["accuracy"]) == pytest.approx([100 * expected] * 4)
+    section = robustness(results)
+    assert section is not None
+    (shown,) = section.figures[0].plots.values()
+    assert {text.get_text() for text in shown.figure.axes[0].texts} == {f"{100 * expected:.1f}"}
 
 
 def test_the_weight_of_byzantine_rows(tmp_path: Path) -> None:
