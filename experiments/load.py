@@ -20,7 +20,7 @@ FAILURE = "failure.txt"  # why a cell came to nothing, in the folder of its reco
 
 
 def load(folder: Path | str) -> pd.DataFrame:
-    """All runs recorded in a folder, of a sweep or of `fedsim run`, finished or not.
+    """The runs recorded in a folder, of a sweep (its cells') or of `fedsim run` (all), finished or not.
 
     Columns: the labels of a sweep's axes; `experiment`, the fingerprint; every field of the experiment by its dotted
     path, components also whole, as an expression such as Chain(NNM(), Median()); then the metrics of the round.
@@ -42,10 +42,12 @@ def load(folder: Path | str) -> pd.DataFrame:
 
 
 def records(folder: Path) -> Iterator[tuple[Record, Experiment]]:
-    """The records right in a folder, in the order of a sweep's cells, else by name."""
-    order = list(_labels(folder))
+    """The records right in a folder: of a sweep those of its cells, in their order, otherwise all by name.
+
+    What an earlier form of the study has left there stays on the disk, and out of tables and figures.
+    """
     found = {path.parent.name: path.parent for path in sorted(folder.glob("*/manifest.json"))}
-    for name in sorted(found, key=lambda n: (order.index(n) if n in order else len(order), n)):
+    for name in [name for name in _labels(folder) if name in found] or found:
         manifest = json.loads((found[name] / "manifest.json").read_text())
         yield Record(found[name], manifest["fingerprint"]), Experiment.from_dict(manifest["experiment"])
 

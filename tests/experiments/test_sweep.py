@@ -192,6 +192,13 @@ def test_records_of_an_older_version_keep_their_labels(tmp_path: Path) -> None:
     assert set(load(tmp_path)["rule"]) == {"mine"}
 
 
+def test_what_an_earlier_form_of_the_study_left_is_in_no_frame(tmp_path: Path) -> None:
+    for lrs in ([0.1, 0.2], [0.2, 0.4]):
+        Sweep(tmp_path, crew=inline)(Study(SMALL, axes({"method.lr": lrs})))
+    assert list(load(tmp_path)["method.lr"].unique()) == [0.2, 0.4]
+    assert len(list(tmp_path.glob("*/manifest.json"))) == 3
+
+
 def test_a_frame_of_single_runs(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="no records"):
         load(tmp_path)
