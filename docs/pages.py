@@ -89,10 +89,10 @@ def recipes_of_studies() -> dict[str, Callable[..., Study]]:
 
 def study(name: str, function: Callable[..., Study]) -> str:
     """A recipe: protocol, notes, cells, command, and the results that are committed."""
-    small = function(reduced=True)
+    whole, small = function(), function(reduced=True)
     parts = [f"# {name}", *paragraphs(inspect.getdoc(function) or "")]
-    parts.append("\n".join(f"- {prose(note)}" for note in small.notes))
-    cells, fewer = (len(s.cells()[0]) for s in (function(), small))
+    parts.append("\n".join(f"- {prose(note)}" for note in dict.fromkeys((*whole.notes, *small.notes))))
+    cells, fewer = (len(s.cells()[0]) for s in (whole, small))
     commands = f"fedsim sweep {name}  # {cells} cells\nfedsim sweep {name} --reduced  # {fewer} cells"
     parts.append(f"```text\n{commands}\n```")
     parts += measured(name) or ["No results are committed yet."]

@@ -37,9 +37,10 @@ NOTES = (
     "NNM and the median see whole vectors; the authors' code aggregates layer by layer.",
 )
 WHOLE = (
-    "The searches are by successive halving: of all points the best nine at round 100 go on to round 500, of these the "
-    "best four to half of all rounds. Fewer would leave none of the slow points, of which Byz-Clip21-SGD2M has good "
-    "ones: points whose lr tau is the same are nearly the same run, and take three or four places."
+    "The searches of the whole setting are by successive halving: of all points the best nine at round 100 go on to "
+    "round 500, of these the best four to half of all rounds. Fewer would leave none of the slow points, of which "
+    "Byz-Clip21-SGD2M has good ones: points whose lr tau is the same are nearly the same run, and take three or four "
+    "places."
 )
 REDUCED = (
     "Reduced setting: {rounds} rounds (the noise is calibrated to these), f = 5, fewer budgets, nine tuning points of "
