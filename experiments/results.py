@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from fedsim.experiments.load import load, study
+from fedsim.experiments.load import load, records, study
 
 # What runs of one folder may differ in, where no sweep says along which axes; parts of a field follow it.
 FIELDS = (
@@ -59,8 +59,10 @@ class Results:
 
     @cached_property
     def final(self) -> pd.DataFrame:
-        """The last line of each run, its accuracy scored as the study says."""
-        runs = self.frame.groupby(["experiment", *self.axes], sort=False)
+        """The last line of each finished run, of each where none is yet, its accuracy scored as the study says."""
+        done = [record.fingerprint for record, _ in records(self.folder) if record.finished]
+        frame = self.frame[self.frame["experiment"].isin(done)] if done else self.frame
+        runs = frame.groupby(["experiment", *self.axes], sort=False)
         last = runs.tail(1)
         match self.study.get("score", "final"):
             case "best":

@@ -141,8 +141,8 @@ class Sweep:
 
 
 def finished(folder: Path, until: int | None = None) -> bool:
-    """Whether the record in a folder came to its end (its model is written last), or to a round."""
-    if (folder / "model.pt").exists():
+    """Whether the record in a folder came to its end, or to a round."""
+    if Record(folder, folder.name).finished:
         return True
     return until is not None and any(line["round"] >= until for line in _metrics(folder))
 

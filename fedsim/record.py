@@ -59,6 +59,11 @@ class Record:
         """Where the clients' states lie, as the checkpoint says."""
         return self.folder / "clients.bin"
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end: its model is written last."""
+        return (self.folder / "model.pt").exists()
+
     def _manifest(self) -> dict[str, Any] | None:
         try:
             manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())

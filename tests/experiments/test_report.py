@@ -28,7 +28,7 @@ from fedsim.experiments.study import Score, Study, axes
 from fedsim.experiments.sweep import Sweep
 from fedsim.experiments.workers import Job, work
 from fedsim.privacy import ExampleDP, MessageDP
-from fedsim.strategies import ByzClip21SGD2M
+from fedsim.strategies import ByzClip21SGD2M, Krum
 
 TABLE = {
     "rule": ["Median", "Mean"],
@@ -223,6 +223,14 @@ def test_a_study_says_which_accuracy_counts(score: Score, expected: float, tmp_p
     assert section is not None
     (shown,) = section.figures[0].plots.values()
     assert {text.get_text() for text in shown.figure.axes[0].texts} == {f"{100 * expected:.1f}"}
+
+
+def test_a_run_under_way_is_in_no_table(tmp_path: Path) -> None:
+    Sweep(tmp_path, crew=inline)(Study(SMALL, axes({"rule": ["Mean", "Krum"], "seed": [0, 1, 2]})))
+    (tmp_path / replace(SMALL, rule=Krum(), seed=2).fingerprint / "model.pt").unlink()
+    results = Results.of(tmp_path)
+    assert results.table()["seeds"].tolist() == [3, 2]
+    assert results.frame["experiment"].nunique() == 6
 
 
 def test_the_weight_of_byzantine_rows(tmp_path: Path) -> None:
