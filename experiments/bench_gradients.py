@@ -94,7 +94,7 @@ def _ways(workload: Workload, device: str) -> tuple[dict[str, Callable[[], Any]]
         return [one_client(model, at, Batch(*one), clip) for at, *one in points]
 
     ways: dict[str, Callable[[], Any]] = {"floor": floor}
-    ways["layers"] = lambda: gradients.prepare(x, batch, Clip.of(clip))(slice(None), rows)
+    ways["layers"] = lambda: gradients.prepare(x, batch, Clip.of(clip)).write(slice(None), rows)
     if clip is None:
         ways["vmap"] = lambda: by_vmap(x, batch, None)
         ways["loop"] = loop

@@ -7,6 +7,7 @@ noise of its own. The adversary knows everything but the world, and all that the
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from fedsim.engines.vector import Clients
 from fedsim.experiments.bounds import Floats
 from fedsim.federation import Federation, Ids, deal
+from fedsim.flat import clip_
 from fedsim.gradients import Clip
 from fedsim.keys import Keys
 from fedsim.ledger import Ledger
@@ -121,9 +123,9 @@ class Witness(Clients):
         self.one = float(1 / batches.expected(sizes[:1])[0])  # the weight of an example
         self.variance = fed.deviation(round, ids).double() ** 2
 
-    def grad(self, x: Tensor, batch: Batch) -> Tensor:
+    def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
         if self.mechanism is None:
-            return torch.where(self.coins[:, None], FAR, -FAR).float().repeat(1, x.shape[-1])
+            return clip_(torch.where(self.coins[:, None], FAR, -FAR).float().repeat(1, x.shape[-1]), tau)
         drawn = self.drawn[self.calls]
         others = Batch(batch.x, batch.y, batch.weight.masked_fill(drawn, 0))
         here = drawn.any(1).float() * self.one
@@ -134,7 +136,7 @@ class Witness(Clients):
         rows = super().grad(x, Batch(*(torch.cat(pair, 1) for pair in whole)))
         released = rows - self.fed.regularise(torch.zeros_like(rows), x)
         self.scores += self._ratio(released, x, others, here, Clip(bound, self.mechanism.privacy.by_layer))
-        return rows
+        return clip_(rows, tau)
 
     def noisy(self, message: Tensor) -> Tensor:
         sent = super().noisy(message)

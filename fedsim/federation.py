@@ -117,17 +117,22 @@ class Federation:
         keys, deviation = self.keys.of(f"{purpose}/{call}", round, ids), deviations.tolist()
         out = torch.empty_like(rows) if out is None else out
         size = max(1, -(-len(ids) // max(torch.get_num_threads(), 1)), 2**17 // rows.shape[1])
-        places = out
-        if len(rows) < len(ids):  # one place under all their names
-            rows = places = out.copy_(rows).expand(len(ids), -1)
-            size = len(ids)
+        pieces = [slice(start, start + size) for start in range(0, len(ids), size)]
+
+        def total(part: slice) -> Tensor:
+            z, noise = torch.empty_like(rows[0]), torch.zeros_like(rows[0])  # stay in the cache
+            for key, by in zip(keys[part], deviation[part], strict=True):
+                noise.add_(self.normal(z, key), alpha=by)
+            return noise
 
         def add(part: slice) -> None:
-            z = torch.empty_like(rows[0])  # stays in the cache
-            for row, key, by, to in zip(rows[part], keys[part], deviation[part], places[part], strict=True):
+            z = torch.empty_like(rows[0])
+            for row, key, by, to in zip(rows[part], keys[part], deviation[part], out[part], strict=True):
                 torch.add(row, self.normal(z, key), alpha=by, out=to)
 
-        for _ in each(add, [slice(start, start + size) for start in range(0, len(ids), size)], self.device):
+        if len(rows) < len(ids):
+            return torch.add(rows, torch.stack(list(each(total, pieces, self.device))).sum(0), out=out)
+        for _ in each(add, pieces, self.device):
             pass
         return out
 

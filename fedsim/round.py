@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fedsim.check import Invalid
 from fedsim.federation import Federation, Ids
+from fedsim.flat import clip_
 from fedsim.gradients import one_client
 from fedsim.mechanism import Mechanism
 from fedsim.types import Batch, State, Target, View
@@ -23,14 +25,14 @@ class Client:
         self.fed, self.ids, self.round, self.calls = fed, np.array([client]), round, 0
         self.mechanism = Mechanism.of(fed, self.ids, round, state)
 
-    def grad(self, x: Tensor, batch: Batch) -> Tensor:
+    def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
         clip = self.mechanism.clip() if self.mechanism else None
         gradient = one_client(self.fed.model, x, batch, clip)
         if self.mechanism and clip:
             gradient = self.mechanism.noisy(gradient[None], self.calls)[0]
             self.mechanism.learn(clip, batch.weight, self.calls)
         self.calls += 1
-        return self.fed.regularise(gradient, x)
+        return clip_(self.fed.regularise(gradient, x), tau)
 
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:

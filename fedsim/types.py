@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -93,8 +94,11 @@ class Env(Protocol):
 
     round: int
 
-    def grad(self, x: Tensor, batch: Batch) -> Tensor:
-        """Gradient (d,) or (n, d) of the batch at x; clipped and noised per example where privacy is example-level."""
+    def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
+        """Gradient (d,) or (n, d) of the batch at x, as a whole clipped to L2 norm tau.
+
+        Before that its examples are clipped one by one, and noise is added, where privacy is example-level.
+        """
         ...
 
     def noisy(self, message: Tensor) -> Tensor:
@@ -135,8 +139,12 @@ class Method(Component):
         return {}
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        """One round of a client: the new state and the message (d,); here the gradient."""
-        return state, env.grad(x, batch)
+        """One round of a client: the new state and the message (d,).
+
+        Here the gradient, clipped to `message_bound`, and with noise where privacy is message-level. Engines know this
+        one: where a mean is all that is wanted they sum over clients before anything is written for each.
+        """
+        return state, env.noisy(env.grad(x, batch, self.message_bound or inf))
 
     def server_init(self, x: Tensor, n: int) -> State:
         """The server's state; it holds the model under "x"."""

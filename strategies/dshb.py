@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fedsim.check import Positive, Share
-from fedsim.flat import clip_
 from fedsim.strategies.sgd import FedSGD
 from fedsim.types import Batch, Env, State
 
@@ -23,9 +22,6 @@ class ByzClipSGD(FedSGD):
     @property
     def message_bound(self) -> float | None:
         return self.tau if isfinite(self.tau) else None
-
-    def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        return state, env.noisy(clip_(env.grad(x, batch), self.tau))
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,6 @@ class SafeDSHB(ByzClipSGD):
         return {"m": x.new_zeros(x.shape)}
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        noisy = env.noisy(clip_(env.grad(x, batch), self.tau))
+        _, noisy = super().client_step({}, x, batch, env)
         m = torch.lerp(state["m"], noisy, self.beta, out=env.room("m"))
         return {"m": m}, m

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from math import ceil, isfinite
+from math import ceil, inf, isfinite
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.federation import Federation
+from fedsim.federation import Federation, Ids
+from fedsim.flat import clip_, clip_factor
+from fedsim.gradients.batched import Route
 from fedsim.mechanism import Mechanism
 from fedsim.threads import each
 from fedsim.types import Batch, Method, State
@@ -23,12 +23,12 @@ class Clients:
 
     sent: Tensor | None = None  # where their messages are to be, if anywhere
 
-    def __init__(self, fed: Federation, ids: NDArray[np.int64], round: int, state: State) -> None:
+    def __init__(self, fed: Federation, ids: Ids, round: int, state: State) -> None:
         self.fed, self.ids, self.round, self.calls = fed, ids, round, 0
         self.mechanism = Mechanism.of(fed, ids, round, state)
 
-    def grad(self, x: Tensor, batch: Batch) -> Tensor:
-        return Gradient(self, x, batch).rows(slice(None), x.new_empty(len(self.ids), x.shape[-1]))
+    def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
+        return Gradient(self, x, batch).rows(slice(None), x.new_empty(len(self.ids), x.shape[-1]), tau)
 
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
@@ -50,26 +50,26 @@ class Gradient:
     def __init__(self, env: Clients, x: Tensor, batch: Batch) -> None:
         self.env, self.x, self.call = env, x, env.calls
         clip = env.mechanism.clip() if env.mechanism else None
-        self.write = env.fed.gradients.prepare(x, batch, clip)
+        self.ready = env.fed.gradients.prepare(x, batch, clip)
         self.mechanism = env.mechanism and env.mechanism.part(slice(None))  # as it is before it learns
         if env.mechanism and clip:
             env.mechanism.learn(clip, batch.weight, env.calls)
         env.calls += 1
 
-    def rows(self, clients: slice, out: Tensor) -> Tensor:
-        self.write(clients, out)
+    def rows(self, clients: slice, out: Tensor, tau: float = inf) -> Tensor:
+        self.ready.write(clients, out)
         if self.mechanism:
             self.mechanism.part(clients).noisy(out, self.call)
-        return self.env.fed.regularise(out, self.x if self.x.dim() == 1 else self.x[clients])
+        whole = self.env.fed.regularise(out, self.x if self.x.dim() == 1 else self.x[clients])
+        return clip_(whole, tau)
 
-    def total(self) -> Tensor:
-        """The sum (d,) of all rows, of which none is written; of no use among peers."""
-        n = len(self.env.ids)
+    def total(self, tau: float = inf) -> Tensor:
+        """The sum (1, d) of all rows, of which none is written; not among peers, nor for sums that are clipped."""
         out = self.x.new_empty(1, self.x.shape[-1])
-        self.write(slice(0, n), out)
+        self.ready.write(slice(None), out, None if tau == inf else clip_factor(self.ready.norms(), tau))
         if self.mechanism:
             self.mechanism.noisy(out, self.call)
-        return self.env.fed.regularise(out, n * self.x)[0]
+        return self.env.fed.regularise(out, len(self.env.ids) * self.x)
 
 
 class Group(Clients):
@@ -92,43 +92,61 @@ class Group(Clients):
         self.env, self.part, self.x, self.batch, self.known = env, part, x, batch, known
         self.after, self.sent = after, sent  # where new states and messages are to be
 
-    def grad(self, x: Tensor, batch: Batch) -> Tensor:
+    def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
         known, self.known = self.known, None
         if known is None or x is not self.x or batch is not self.batch:
-            return super().grad(x, batch)
+            return super().grad(x, batch, tau)
         self.calls, self.mechanism = 1, self.env.mechanism and self.env.mechanism.part(self.part)
         # a gradient is likely to be the message, unless noise is still to come
-        return known.rows(self.part, torch.empty_like(self.sent) if self.fed.message_privacy else self.sent)
+        place = torch.empty_like(self.sent) if self.fed.message_privacy else self.sent
+        return known.rows(self.part, place, tau)
 
     def room(self, name: str) -> Tensor | None:
         return self.after[name]
 
 
-def rows(
-    fed: Federation, states: State, x: Tensor, round: int, ids: NDArray[np.int64]
-) -> tuple[State, Tensor]:
-    """Shares of the clients, one a thread or more: the gradients of a share at once, what is made of them by groups.
+def rows(fed: Federation, states: State, x: Tensor, round: int, ids: Ids) -> tuple[State, Tensor]:
+    """The states after the step, and the messages (k, d) with room for others, or where it is enough their mean (1, d).
 
-    Where their mean is enough, messages are added up as they come, and gradients that are messages are none before
-    they are added up. Where that is not finite all is done again message by message: the rule drops broken ones.
+    Then messages are added up as they come, and gradients that are messages are none before they are added up. Where
+    that is not finite all is done again message by message: the rule drops broken ones.
     """
     if fed.pooled:
-        after, mean = _step(fed, states, x, round, ids, kept=False)
+        after, mean = _sum(fed, states, x, round, ids) or _step(fed, states, x, round, ids, kept=False)
         if isfinite(mean.sum()):
             return after, mean
     return _step(fed, states, x, round, ids, kept=True)
 
 
+def _sum(fed: Federation, states: State, x: Tensor, round: int, ids: Ids) -> tuple[State, Tensor] | None:
+    """The states after the step and the mean message (1, d) of clients who send their gradient, by whole products.
+
+    None where they send anything else, or clip what follows from the layers no more. Torch's threads share a product.
+    """
+    method, after = fed.experiment.method, {name: torch.empty_like(value) for name, value in states.items()}
+    tau = method.message_bound or inf
+    aside = fed.example_privacy or fed.experiment.task.l2 or not _route(fed, ids, round).normed
+    if type(method).client_step is not Method.client_step or (tau < inf and aside):
+        return None
+    total = torch.zeros_like(fed.x0)[None]
+    for part in _cut(len(ids), _at_once(fed, ids, round)):
+        env = Clients(fed, ids[part], round, {name: value[part] for name, value in states.items()})
+        sent = Gradient(env, x, fed.batch(round, env.ids)).total(tau)
+        total += fed.noisy(sent, "message", round, env.ids, out=sent) if fed.message_privacy else sent
+        for name, value in after.items():
+            _put(env.kept.get(name, states[name][part]), value[part])
+    return after, total / len(ids)
+
+
 def _step(
-    fed: Federation, states: State, x: Tensor, round: int, ids: NDArray[np.int64], kept: bool
+    fed: Federation, states: State, x: Tensor, round: int, ids: Ids, kept: bool
 ) -> tuple[State, Tensor]:
-    """The states after the step; the messages (k, d) and room for others', or if not `kept` their mean (1, d)."""
+    """Shares of the clients, one a thread or more: the gradients of a share at once, what is made of them by groups."""
     method, n, d = fed.experiment.method, len(ids), fed.x0.numel()
     at = x if not method.peer else x[: fed.computing]  # among peers all take part
     after = {name: torch.empty_like(value) for name, value in states.items()}
     once = method.steps == 1
     group_size = max(1, (CACHED if once else STEPPED) // d) if fed.device == "cpu" else n
-    plain = type(method).client_step is Method.client_step  # sends the gradient
     messages = fed.x0.new_empty(len(fed.cohort(round)), d) if kept else None
 
     def work(share: slice) -> Tensor | None:
@@ -136,10 +154,6 @@ def _step(
         env, here = Clients(fed, ids[share], round, mine), at[share] if method.peer else at
         batch = fed.batch(round, env.ids) if once else None
         known = Gradient(env, here, batch) if batch else None
-        if known and not kept and plain:
-            for name, value in (mine | env.kept).items():
-                _put(value, after[name][share])
-            return known.total()
         total = None if kept else fed.x0.new_zeros(d)
         places = fed.x0.new_empty(min(group_size, len(env.ids)), d) if messages is None else messages[share]
         for part in _cut(len(env.ids), group_size):
@@ -158,16 +172,29 @@ def _step(
                 total += sent.sum(0)
         return total
 
-    route = fed.gradients.route or fed.gradients.choose(fed.batch(round, ids[:1]))
-    threads = 1 if route.alone or fed.device != "cpu" or n * d < CACHED else torch.get_num_threads()
-    size = ceil(n / threads)
-    if once:
-        b = ceil(fed.experiment.batches.expected(fed.sizes[ids]).max())
-        size = min(size, fed.gradients.at_once(b, fed.example_privacy is not None))
-    totals = list(each(work, _cut(n, size), fed.device))
+    totals = list(each(work, _shares(fed, ids, round), fed.device))
     if messages is not None:
         return after, messages
     return after, torch.stack([total for total in totals if total is not None]).sum(0, keepdim=True) / n
+
+
+def _shares(fed: Federation, ids: Ids, round: int) -> list[slice]:
+    """The clients by threads, or by fewer than that where the gradients of a step would not fit the memory."""
+    n, route = len(ids), _route(fed, ids, round)
+    alone = route.alone or fed.device != "cpu" or n * fed.x0.numel() < CACHED
+    size = ceil(n / (1 if alone else torch.get_num_threads()))
+    return _cut(n, size if fed.experiment.method.steps > 1 else min(size, _at_once(fed, ids, round)))
+
+
+def _at_once(fed: Federation, ids: Ids, round: int) -> int:
+    """How many clients' gradients of one step fit the memory."""
+    _route(fed, ids, round)
+    b = ceil(fed.experiment.batches.expected(fed.sizes[ids]).max())
+    return fed.gradients.at_once(b, fed.example_privacy is not None)
+
+
+def _route(fed: Federation, ids: Ids, round: int) -> Route:
+    return fed.gradients.route or fed.gradients.choose(fed.batch(round, ids[:1]))
 
 
 def _put(value: Tensor, place: Tensor) -> None:

@@ -14,19 +14,20 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fedsim.flat import flatten
 from fedsim.gradients.clip import Clip
-from fedsim.gradients.fallback import Loop, Vmap, known
-from fedsim.gradients.layers import Write
+from fedsim.gradients.fallback import Known, Loop, Vmap
+from fedsim.gradients.layers import Ready
 from fedsim.gradients.layerwise import Layerwise
 from fedsim.gradients.reference import one_client, require_independent
 from fedsim.types import Batch
 
 
 class Route(Protocol):
-    """A way to the gradients of n clients; `alone`: in one thread at a time."""
+    """A way to the gradients of n clients; `alone`: in one thread at a time; `normed`: norms of sums come cheap."""
 
     alone: ClassVar[bool]
+    normed: bool
 
-    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Write:
+    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Ready:
         """Get ready to give the gradients (n, d), examples clipped."""
 
     def numbers(self, b: int, clipped: bool) -> int:
@@ -73,11 +74,11 @@ class ClientGradients:
     ) -> Tensor:
         """`one_client` for n clients: gradients (n, d) of batches (n, b, ...) at x, (d,) for all or (n, d)."""
         out = x.new_empty(len(batch.y), x.shape[-1])
-        self.prepare(x, batch, Clip.of(clip))(slice(None), out)
+        self.prepare(x, batch, Clip.of(clip)).write(slice(None), out)
         return out
 
-    def prepare(self, x: Tensor, batch: Batch, clip: Clip | None = None) -> Write:
-        """The same in steps: what all gradients follow from; then those of some clients at a time, in any thread."""
+    def prepare(self, x: Tensor, batch: Batch, clip: Clip | None = None) -> Ready:
+        """The same in steps: what all gradients follow from; then those of some clients at a time, or a sum."""
         n, b = batch.y.shape
         route = self.choose(batch)
         size = self.at_once(b, clip is not None)
@@ -88,8 +89,8 @@ class ClientGradients:
             for start in range(0, n, size):
                 part = slice(start, start + size)
                 here = x if x.dim() == 1 else x[part]
-                route(here, batch.part(part), clip and clip.part(part))(slice(None), rows[part])
-            return known(rows)
+                route(here, batch.part(part), clip and clip.part(part)).write(slice(None), rows[part])
+            return Known(rows)
 
     def _choose(self, batch: Batch) -> Route:
         """The first route that gives the gradients of two examples, each a client of its own."""
@@ -103,7 +104,7 @@ class ClientGradients:
             rows = torch.empty_like(right)
             try:
                 route = candidate()
-                route(self.x, two, Clip(inf))(slice(None), rows)
+                route(self.x, two, Clip(inf)).write(slice(None), rows)
             except Exception:
                 continue
             if ((rows - right).norm(dim=1) <= 1e-3 * right.norm(dim=1)).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -9,26 +10,31 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from fedsim.flat import unflatten
+from fedsim.flat import norms, unflatten
 from fedsim.gradients.clip import Clip
-from fedsim.gradients.layers import Write
 from fedsim.gradients.reference import one_client, weighted_clip
 from fedsim.types import Batch
 
 
-def known(rows: Tensor) -> Write:
-    """Of gradients (n, d) that are there."""
+@dataclass(frozen=True)
+class Known:
+    """Gradients (n, d) that are there."""
 
-    def write(clients: slice, out: Tensor) -> None:
-        out.copy_(rows[clients] if len(out) > 1 else rows[clients].sum(0))
+    rows: Tensor
 
-    return write
+    def write(self, clients: slice, out: Tensor, scale: Tensor | None = None) -> None:
+        rows = self.rows[clients] if scale is None else self.rows[clients] * scale.unsqueeze(1)
+        out.copy_(rows if len(out) > 1 else rows.sum(0))
+
+    def norms(self) -> Tensor:
+        return norms(self.rows)
 
 
 class Vmap:
     """The route for a model of pure tensor operations."""
 
     alone: ClassVar[bool] = True  # a functional call changes the model for a while
+    normed = True
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -37,7 +43,7 @@ class Vmap:
         gradients = b if clipped else 1
         return 2 * gradients * sum(p.numel() for p in self.model.parameters())  # by parameter, and as rows
 
-    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Write:
+    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Known:
         if clip is None:
             over = 0 if x.dim() == 2 else None
             rows = vmap(grad(self._loss), in_dims=(over, 0, 0, 0))(
@@ -52,7 +58,7 @@ class Vmap:
                     for i, (at, *one) in enumerate(each)
                 ]
             )
-        return known(gradients)
+        return Known(gradients)
 
     def _loss(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(self.model, parameters, (x,)), y, reduction="none") @ weight
@@ -71,6 +77,7 @@ class Loop:
     """The route for any other model: the specification, n times."""
 
     alone: ClassVar[bool] = True  # a functional call changes the model for a while
+    normed = True
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -78,9 +85,9 @@ class Loop:
     def numbers(self, b: int, clipped: bool) -> int:
         return 0
 
-    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Write:
+    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Known:
         each = zip(x.expand(len(batch.y), -1), batch.x, batch.y, batch.weight, strict=True)
-        return known(
+        return Known(
             torch.stack(
                 [
                     one_client(self.model, at, Batch(*one), clip and clip.part(slice(i, i + 1)))

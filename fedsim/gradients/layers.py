@@ -8,15 +8,23 @@ the gradient of the N losses with respect to its output.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 Parameters = dict[str, Tensor]
-Write = Callable[[slice, Tensor], None]  # puts the gradients of some clients (k, d), or their sum (1, d)
+
+
+class Ready(Protocol):
+    """The gradients of n clients, of which all is known but the numbers themselves."""
+
+    def write(self, clients: slice, out: Tensor, scale: Tensor | None = None) -> None:
+        """Put those of some clients (k, d), or their sum (1, d), each times its `scale` (k,); in any thread."""
+
+    def norms(self) -> Tensor:
+        """Their L2 norms (n,), to five digits; of a route that is `normed` these cost less than the gradients."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,10 @@ class Layer(ABC):
     @abstractmethod
     def square_norms(self, kept: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
         """The squared norm (N,) of each example's gradient; gradients (N, ...) that came about, for `write`."""
+
+    def sum_norms(self, kept: Tensor, g: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Of each client's sum the squared norm (n,), and that of all its terms side by side: what rounding acts on."""
+        raise NotImplementedError
 
     @abstractmethod
     def write(

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from fedsim.flat import norms
 from fedsim.gradients.clip import Clip
-from fedsim.gradients.layers import Layer, Parameters, Rows, Write
+from fedsim.gradients.layers import Layer, Parameters, Rows
 from fedsim.gradients.products import Conv2d, Linear
 from fedsim.gradients.scales import Embedding, GroupNorm, LayerNorm
 from fedsim.types import Batch
@@ -29,6 +30,9 @@ LAYERS: dict[type[nn.Module], type[Layer]] = {
     nn.LayerNorm: LayerNorm,
     nn.Embedding: Embedding,
 }
+
+
+LOST = 100.0  # how far the terms of a squared norm may cancel: two of seven digits
 
 
 class Unfit(Exception):
@@ -71,6 +75,7 @@ class Layerwise:
         named = list(self.model.named_parameters(remove_duplicate=False))
         if len({id(parameter) for _, parameter in named}) < len(named):
             raise Unfit("layers share weights")
+        self.normed = all(isinstance(layer, Linear) for layer in self.layers.values())
         self.sizes = [parameter.numel() for _, parameter in named]
         self.places = [(*path.rpartition(".")[::2], parameter.shape) for path, parameter in named]
         for _, parameter in named:  # a weight that is read outside of its layer is not a number
@@ -86,33 +91,16 @@ class Layerwise:
     def numbers(self, b: int, clipped: bool) -> int:
         return b * self.stored if clipped else 0
 
-    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Write:
+    def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Passed:
         kept, back = self._backward(x, batch, weighted=clip is None)
         each: dict[str, Tensor | None] = dict.fromkeys(self.layers)
-        weights: dict[str, Tensor | None] = dict.fromkeys(self.layers)
+        weights: dict[str, Tensor] | None = None
         if clip is not None:
             with torch.no_grad():
                 squares, each = self._squares(kept, back)
                 factors = clip.weights(squares.unflatten(1, batch.weight.shape), batch.weight)
             weights = dict(zip(self.layers, factors.expand(len(each), -1, -1), strict=True))
-        n, b = batch.y.shape
-
-        def write(clients: slice, out: Tensor) -> None:
-            start, stop, _ = clients.indices(n)
-            examples = slice(start * b, stop * b)
-            with torch.no_grad():
-                for name, view in self._views(out).items():
-                    weight, own = weights[name], each[name]
-                    self.layers[name].write(
-                        kept[name][examples],
-                        back[name][examples],
-                        None if weight is None else weight[clients].reshape(len(out), -1),
-                        None if own is None else own[examples],
-                        Rows(view),
-                        len(out),
-                    )
-
-        return write
+        return Passed(self, len(batch.y), kept, back, each, weights)
 
     def _backward(
         self, x: Tensor, batch: Batch, weighted: bool
@@ -122,7 +110,7 @@ class Layerwise:
         if self.channels_last:
             inputs = torch.empty_like(inputs, memory_format=torch.channels_last).copy_(inputs)
         with torch.enable_grad():
-            self.now.at, self.now.calls = self._views(x.detach().requires_grad_()), {}
+            self.now.at, self.now.calls = self.views(x.detach().requires_grad_()), {}
             logits = self.model(inputs)
         calls, self.now.calls, self.now.at = self.now.calls, {}, {}
         if calls.keys() != self.layers.keys():
@@ -145,9 +133,61 @@ class Layerwise:
             n: each for n, (_, each) in both.items()
         }
 
-    def _views(self, x: Tensor) -> dict[str, Parameters]:
+    def views(self, x: Tensor) -> dict[str, Parameters]:
         """Views of x (..., d) as the parameters of each layer."""
         views: dict[str, Parameters] = {name: {} for name in self.layers}
         for piece, (layer, name, shape) in zip(x.split(self.sizes, -1), self.places, strict=True):
             views[layer][name] = piece.view(*x.shape[:-1], *shape)
         return views
+
+
+@dataclass(frozen=True)
+class Passed:
+    """Gradients of n clients after the two passes.
+
+    kept, back  what each layer kept of its input (N, ...), and what came back to its output
+    each        gradients of examples that came about, where they did
+    weights     of examples (n, b), by layer; None where `back` has them already
+    """
+
+    route: Layerwise
+    n: int
+    kept: dict[str, Tensor]
+    back: dict[str, Tensor]
+    each: dict[str, Tensor | None]
+    weights: dict[str, Tensor] | None
+
+    def write(self, clients: slice, out: Tensor, scale: Tensor | None = None) -> None:
+        start, stop, _ = clients.indices(self.n)
+        with torch.no_grad():
+            for name, view in self.route.views(out).items():
+                kept, back, own = self.kept[name], self.back[name], self.each[name]
+                b = len(back) // self.n
+                examples = slice(start * b, stop * b)
+                weight = None if self.weights is None else self.weights[name][clients]
+                if scale is not None:
+                    weight = scale.unsqueeze(1) * (back.new_ones(1, b) if weight is None else weight)
+                self.route.layers[name].write(
+                    kept[examples],
+                    back[examples],
+                    None if weight is None else weight.reshape(len(out), -1),
+                    None if own is None else own[examples],
+                    Rows(view),
+                    len(out),
+                )
+
+    def norms(self) -> Tensor:
+        layers = self.route.layers.items()
+        if self.weights or not self.route.normed:
+            unsure, found = list(range(self.n)), next(iter(self.back.values())).new_empty(self.n)
+        else:
+            pairs = zip(
+                *(layer.sum_norms(self.kept[name], self.back[name], self.n) for name, layer in layers),
+                strict=True,
+            )
+            squares, terms = (torch.stack(parts).sum(0) for parts in pairs)
+            unsure, found = (terms > LOST * squares).nonzero()[:, 0].tolist(), squares.sqrt()
+        for i in unsure:
+            self.write(slice(i, i + 1), row := found.new_empty(1, sum(self.route.sizes)))
+            found[i] = norms(row)[0]
+        return found

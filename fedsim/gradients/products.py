@@ -85,6 +85,12 @@ class Linear(Product):
     def matrices(self, kept: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         return kept.reshape(len(kept), -1, kept.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
 
+    def sum_norms(self, kept: Tensor, g: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        u, h = kept.reshape(n, -1, kept.shape[-1]), g.reshape(n, -1, g.shape[-1])
+        inner = u @ u.mT if self.module.bias is None else (u @ u.mT).add_(1.0)  # a bias is an input of 1
+        terms = inner.mul_(h @ h.mT)
+        return terms.sum((1, 2)), terms.abs().sum((1, 2))
+
     def write_weight(self, kept: Tensor, g: Tensor, rows: Rows, n: int) -> None:
         rows.product("weight", g.reshape(n, -1, g.shape[-1]).mT, kept.reshape(n, -1, kept.shape[-1]))
 

@@ -13,6 +13,7 @@ from fedsim.attacks import ALIE, IPM, LabelFlip
 from fedsim.batches import Batches, Fixed, Full, Poisson
 from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import Dirichlet
+from fedsim.engines.vector import _sum
 from fedsim.federation import Federation
 from fedsim.models import MLP
 from fedsim.privacy import ExampleDP, MessageDP, Privacy, Quantile
@@ -144,6 +145,18 @@ def test_where_the_mean_is_enough_messages_are_added_up(case: str, cohort: int |
     e = replace(experiment(method, Mean(), privacy), byzantine=0, attack=None, cohort=cohort)
     assert Federation(e).pooled
     agree(e)
+
+
+@pytest.mark.parametrize("tau", [0.1, 1.5, 1e3])
+def test_clipped_gradients_are_added_up_before_they_are_written(tau: float) -> None:
+    """Their norms follow from the layers, unless something is added to a gradient before it is clipped."""
+    e = replace(experiment(ByzClipSGD(lr=0.5, tau=tau), Mean(), MESSAGE), byzantine=0, attack=None)
+    bare = replace(e, task=replace(e.task, l2=0.0))
+    agree(bare)
+    for case, at_once in ((bare, True), (e, False), (replace(bare, privacy=EXAMPLE), False)):
+        fed = Federation(case)
+        states = States.start(fed.client_state(), fed.computing).of(np.arange(9))
+        assert (_sum(fed, states, fed.x0, 0, np.arange(9)) is not None) == at_once
 
 
 def test_where_it_is_not_they_are_kept() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,10 +62,16 @@ def check(net: nn.Module, batch: Batch, clip: float | None, rtol: float = 1e-11)
         rows = gradients(x, batch, clip=clip)
         assert rows.shape == right.shape
         assert (rows - right).norm() <= rtol * right.norm()
-        write, parts = gradients.prepare(x, batch, Clip.of(clip)), torch.empty_like(rows)
+        ready, parts = gradients.prepare(x, batch, Clip.of(clip)), torch.empty_like(rows)
         for some in (slice(1, len(rows)), slice(0, 1)):
-            write(some, parts[some])
+            ready.write(some, parts[some])
         torch.testing.assert_close(parts, rows)
+        scale = torch.linspace(0.5, 2.0, len(rows)).to(rows)
+        ready.write(slice(None), total := torch.empty_like(rows[:1]), scale)
+        torch.testing.assert_close(total[0], scale @ rows)
+        ready.write(slice(1, None), parts[1:], scale[1:])
+        torch.testing.assert_close(parts[1:], scale[1:, None] * rows[1:])
+        torch.testing.assert_close(ready.norms().double(), rows.double().norm(dim=1), rtol=1e-5, atol=0.0)
     return gradients
 
 
@@ -331,13 +338,27 @@ def test_results_do_not_depend_on_what_was_computed_before() -> None:
         assert torch.equal(used(flatten(net), batch, clip=clip), fresh(flatten(net), batch, clip=clip))
 
 
+def test_norms_of_sums_that_cancel() -> None:
+    """Two examples that pull apart and almost cancel, for the first client: its norm is read from the gradient."""
+    torch.manual_seed(9)
+    net = MLP(hidden=6).build((4,), 2)
+    x = torch.randn(2, 1, 4).repeat(1, 2, 1)
+    x[:, 1] += 1e-3
+    batch = Batch(x, torch.tensor([[0, 1], [0, 0]]), torch.ones(2, 2))
+    batch = replace(batch, weight=batch.weight / 2)
+    x0 = flatten(net) * 1e-3  # both labels are as likely
+    ready, exact = ClientGradients(net).prepare(x0, batch), loop(net, x0, batch, None).norm(dim=1)
+    assert float(exact[0]) < 0.01 * float(exact[1])
+    torch.testing.assert_close(ready.norms(), exact, rtol=1e-5, atol=0.0)
+
+
 def test_writes_into_part_of_a_wider_tensor_and_under_no_grad() -> None:
     torch.manual_seed(8)
     net, batch = MLP(hidden=6).build((4,), 10).double(), images(4)
     x = flatten(net)
     wide = torch.full((N, len(x) + 3), 7.0, dtype=torch.float64)
     with torch.no_grad():
-        ClientGradients(net).prepare(x, batch)(slice(None), wide[:, 1:-2])
+        ClientGradients(net).prepare(x, batch).write(slice(None), wide[:, 1:-2])
     torch.testing.assert_close(wide[:, 1:-2], loop(net, x, batch, None))
     assert (wide[:, [0, -2, -1]] == 7.0).all()
     assert not x.requires_grad
