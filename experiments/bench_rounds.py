@@ -172,6 +172,6 @@ def _floor(fed: Federation) -> Callable[[], object]:
     """One plain forward and backward pass over the batches of all clients of a round, put together."""
     ids = fed.cohort(0)
     batch = fed.batch(0, ids[ids < fed.experiment.honest])
-    inputs, labels = batch.x.flatten(0, 1), batch.y.flatten()
+    inputs, labels = batch.x.flatten(0, batch.y.dim() - 1), batch.y.flatten()
     parameters = list(fed.model.parameters())
     return lambda: torch.autograd.grad(cross_entropy(fed.model(inputs), labels), parameters)

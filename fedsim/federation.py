@@ -70,22 +70,29 @@ class Federation:
         return np.sort(self.keys.numpy("cohort", round).choice(n, k, replace=False))
 
     def batch(self, round: int, ids: Ids) -> Batch:
-        """The batches of clients `ids`, (k, b, ...), poisoned where an attack does so."""
-        experiment = self.experiment
-        index, weight = experiment.batches.draw(
-            self.choice, round, ids, self.sizes[ids], experiment.method.steps
-        )
+        """The batches of clients `ids`, (k, b, ...) or (k, steps, b, ...), poisoned where an attack does so."""
+        experiment, steps = self.experiment, self.experiment.method.steps
+        index, weight = experiment.batches.draw(self.choice, round, ids, self.sizes[ids], steps)
         place = torch.from_numpy(self.starts[ids][:, None] + index).to(self.device)
-        flat = place.flatten()
-        x = self.train.x.index_select(0, flat).unflatten(0, place.shape)
-        y = self.train.y.index_select(0, flat).view(place.shape)
-        batch = Batch(x, y, torch.from_numpy(weight).to(self.device))
+        weights = torch.from_numpy(weight).to(self.device)
+        if steps == 1:
+            batch = self._fetched(place, weights)
+        else:  # in memory the batches of one step lie together
+            by_step = [t.unflatten(1, (steps, -1)).transpose(0, 1) for t in (place, weights)]
+            fetched = self._fetched(*by_step)
+            batch = Batch(*(t.transpose(0, 1) for t in (fetched.x, fetched.y, fetched.weight)))
+        x, y = batch.x, batch.y
         bad = torch.from_numpy(ids >= experiment.honest)
         if experiment.attack is None or not experiment.attack.poisons or not bad.any():
             return batch
         poisoned = experiment.attack.poison(Batch(x[bad], y[bad], batch.weight[bad]), self.classes)
         x[bad], y[bad] = poisoned.x, poisoned.y
         return batch
+
+    def _fetched(self, place: Tensor, weight: Tensor) -> Batch:
+        flat = place.flatten()
+        x = self.train.x.index_select(0, flat).unflatten(0, place.shape)
+        return Batch(x, self.train.y.index_select(0, flat).view(place.shape), weight)
 
     def noisy(
         self,

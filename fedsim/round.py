@@ -34,6 +34,9 @@ class Client:
         self.calls += 1
         return clip_(self.fed.regularise(gradient, x), tau)
 
+    def descend(self, x: Tensor, batch: Batch, lr: float, out: Tensor | None = None) -> Tensor:
+        return x - lr * self.grad(x, batch)
+
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
             return message

@@ -71,7 +71,10 @@ class Split(Component):
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one client (b, ...) or of n (n, b, ...); a gradient is sum_j weight_j * grad_j, padding weighs 0."""
+    """Examples of one client (b, ...) or of n (n, b, ...); a gradient is sum_j weight_j * grad_j, padding weighs 0.
+
+    Where a round has several local steps, their batches: (steps, b, ...) or (n, steps, b, ...).
+    """
 
     x: Tensor
     y: Tensor
@@ -81,10 +84,12 @@ class Batch:
         """The batches of some of n clients."""
         return Batch(self.x[clients], self.y[clients], self.weight[clients])
 
-    def split(self, parts: int) -> list[Batch]:
-        """The batches of `parts` local steps, which lie one after the other."""
-        axis = self.y.dim() - 1
-        pieces = zip(*(t.chunk(parts, axis) for t in (self.x, self.y, self.weight)), strict=True)
+    def split(self, steps: int) -> list[Batch]:
+        """The batch of each of so many local steps."""
+        if steps == 1:
+            return [self]
+        axis = self.y.dim() - 2
+        pieces = zip(*(t.unbind(axis) for t in (self.x, self.y, self.weight)), strict=True)
         return [Batch(*piece) for piece in pieces]
 
 
@@ -99,6 +104,10 @@ class Env(Protocol):
 
         Before that its examples are clipped one by one, and noise is added, where privacy is example-level.
         """
+        ...
+
+    def descend(self, x: Tensor, batch: Batch, lr: float, out: Tensor | None = None) -> Tensor:
+        """x - lr * grad(x, batch), (d,) or (n, d); may be written into `out`, which may be x itself."""
         ...
 
     def noisy(self, message: Tensor) -> Tensor:
@@ -275,5 +284,5 @@ class Attack(Component):
         return self.forge(view), memory
 
     def poison(self, batch: Batch, classes: int) -> Batch:
-        """The batch (b, ...) or (n, b, ...) that Byzantine clients train on."""
+        """The batch that Byzantine clients train on, of one client or of several."""
         return batch

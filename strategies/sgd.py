@@ -64,10 +64,9 @@ class FedAvg(Method):
         return self.tau if isfinite(self.tau) else None
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        y, lr = x, rate(self.lr, env.round)
+        y, room, lr = x, None, rate(self.lr, env.round)
         for part in batch.split(self.local_steps):
-            g = env.grad(y, part)
-            y = torch.sub(y, g, alpha=lr, out=g)
+            y = room = env.descend(y, part, lr, out=room)
         return state, env.noisy(clip_(x - y, self.tau))
 
     def update(self, state: State, aggregate: Tensor, round: int) -> State:

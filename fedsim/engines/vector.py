@@ -30,6 +30,17 @@ class Clients:
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
         return Gradient(self, x, batch).rows(slice(None), x.new_empty(len(self.ids), x.shape[-1]), tau)
 
+    def descend(self, x: Tensor, batch: Batch, lr: float, out: Tensor | None = None) -> Tensor:
+        if self.mechanism:
+            return torch.sub(x, g := self.grad(x, batch), alpha=lr, out=g)
+        out = x.new_empty(len(self.ids), x.shape[-1]) if out is None else out
+        known = Gradient(self, x, batch)  # all that needs x, which may be what is written over
+        _put(x.expand_as(out), out)
+        if l2 := self.fed.experiment.task.l2:
+            out.mul_(1 - lr * l2)
+        known.ready.write(slice(None), out, out.new_full((len(out),), -lr), added=True)
+        return out
+
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
             return message
@@ -194,7 +205,8 @@ def _at_once(fed: Federation, ids: Ids, round: int) -> int:
 
 
 def _route(fed: Federation, ids: Ids, round: int) -> Route:
-    return fed.gradients.route or fed.gradients.choose(fed.batch(round, ids[:1]))
+    steps = fed.experiment.method.steps
+    return fed.gradients.route or fed.gradients.choose(fed.batch(round, ids[:1]).split(steps)[0])
 
 
 def _put(value: Tensor, place: Tensor) -> None:

@@ -22,9 +22,10 @@ class Known:
 
     rows: Tensor
 
-    def write(self, clients: slice, out: Tensor, scale: Tensor | None = None) -> None:
+    def write(self, clients: slice, out: Tensor, scale: Tensor | None = None, added: bool = False) -> None:
         rows = self.rows[clients] if scale is None else self.rows[clients] * scale.unsqueeze(1)
-        out.copy_(rows if len(out) > 1 else rows.sum(0))
+        rows = rows if len(out) > 1 else rows.sum(0, keepdim=True)
+        torch.add(out, rows, out=out) if added else out.copy_(rows)
 
     def norms(self) -> Tensor:
         return norms(self.rows)

@@ -20,8 +20,8 @@ Parameters = dict[str, Tensor]
 class Ready(Protocol):
     """The gradients of n clients, of which all is known but the numbers themselves."""
 
-    def write(self, clients: slice, out: Tensor, scale: Tensor | None = None) -> None:
-        """Put those of some clients (k, d), or their sum (1, d), each times its `scale` (k,); in any thread."""
+    def write(self, clients: slice, out: Tensor, scale: Tensor | None = None, added: bool = False) -> None:
+        """Put, or add, those of some clients (k, d) or their sum (1, d), each times its `scale` (k,); in any thread."""
 
     def norms(self) -> Tensor:
         """Their L2 norms (n,), to five digits; of a route that is `normed` these cost less than the gradients."""
@@ -29,17 +29,23 @@ class Ready(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """Where n gradients go: a view (n, *shape) for each parameter of a layer."""
+    """Where n gradients go, or what they are `added` to: a view (n, *shape) for each parameter of a layer."""
 
     views: Parameters
+    added: bool = False
 
     def product(self, name: str, a: Tensor, b: Tensor) -> None:
         """Put a @ b, of (n, p, q) and (n, q, r)."""
-        torch.bmm(a, b, out=self.views[name])
+        if self.added:
+            self.views[name].baddbmm_(a, b)
+        else:
+            torch.bmm(a, b, out=self.views[name])
 
     def put(self, name: str, value: Tensor) -> None:
         """Put a value; nothing where the layer has no such parameter."""
-        if name in self.views:
+        if name in self.views and self.added:
+            self.views[name].add_(value)
+        elif name in self.views:
             self.views[name].copy_(value)
 
 

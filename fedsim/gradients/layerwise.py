@@ -157,7 +157,7 @@ class Passed:
     each: dict[str, Tensor | None]
     weights: dict[str, Tensor] | None
 
-    def write(self, clients: slice, out: Tensor, scale: Tensor | None = None) -> None:
+    def write(self, clients: slice, out: Tensor, scale: Tensor | None = None, added: bool = False) -> None:
         start, stop, _ = clients.indices(self.n)
         with torch.no_grad():
             for name, view in self.route.views(out).items():
@@ -172,7 +172,7 @@ class Passed:
                     back[examples],
                     None if weight is None else weight.reshape(len(out), -1),
                     None if own is None else own[examples],
-                    Rows(view),
+                    Rows(view, added),
                     len(out),
                 )
 

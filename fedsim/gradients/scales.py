@@ -105,6 +105,7 @@ class Embedding(Layer):
         self, kept: Tensor, g: Tensor, weight: Tensor | None, each: Tensor | None, rows: Rows, n: int
     ) -> None:
         view = rows.views["weight"]
-        view.zero_()
+        if not rows.added:
+            view.zero_()
         client = self._client(kept, n).expand_as(kept)
         view.index_put_((client, kept), weighed(self._without_padding(kept, g), weight), accumulate=True)

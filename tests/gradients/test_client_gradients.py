@@ -373,7 +373,8 @@ def test_batches_of_local_steps(build: Callable[[], nn.Module], clip: float | No
     torch.manual_seed(10)
     net = build().double()
     whole = images(1, 16, 16) if isinstance(net[0], nn.Conv2d) else images(1, 5)
-    for part in whole.split(2):
+    steps = Batch(*(t.unflatten(1, (2, -1)) for t in (whole.x, whole.y, whole.weight)))
+    for part in steps.split(2):
         assert not part.weight.is_contiguous()
         check(net, part, clip)
 
