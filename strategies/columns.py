@@ -32,7 +32,7 @@ LITTLE = 2**23  # numbers at the most, which leave little to do for more threads
 PIECE = 1024  # columns of a product of so FEW rows: torch has a kernel of its own for small products, not for long ones
 STRIP = 32  # columns of a Gram matrix at a time: half of it is enough, and long products of so many are quick
 REGISTER = 16  # numbers in a vector register
-SHARED = 5120  # columns: fewer at a time and threads wait for Python's lock
+SHARED = 6144  # columns: fewer at a time and threads wait for Python's lock
 SHARES = 4  # of a thread: to hand out each block alone would cost more than its copy
 PAGES = 32  # rows that are read side by side: a place in each is a page that the processor must find
 TOGETHER = 50  # up to so many in one piece beside other threads, which have Python's lock meanwhile
@@ -256,4 +256,9 @@ def rowwise(z: Tensor) -> Tensor:
     if z.stride(1) == 1 or z.device.type != "cpu" or z.requires_grad:
         return z
     few = z.shape[0] <= REGISTER  # a product moves them quicker
-    return torch.eye(z.shape[0], dtype=z.dtype) @ z if few else z.contiguous()
+    return _identity(z.shape[0], z.dtype) @ z if few else z.contiguous()
+
+
+@cache
+def _identity(m: int, dtype: torch.dtype) -> Tensor:
+    return torch.eye(m, dtype=dtype)

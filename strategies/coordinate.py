@@ -97,4 +97,5 @@ def nearest_mean(z: Tensor, centre: Tensor, drop: int) -> Tensor:
         nearer = torch.le(below, above, out=below)  # 1 or 0: a product is far quicker than a choice
         held = torch.addcmul(rival * (1 - nearer), held, nearer)
         best = held if len(rival) == len(best) else torch.cat([held, best[len(rival) :]])
-    return z.new_full((len(best),), 1 / keep) @ best + z.new_full((len(sure),), 1 / keep) @ sure
+    weight = z.new_full((len(z),), 1 / keep)
+    return torch.addmv(weight[: len(sure)] @ sure, best.T, weight[: len(best)])
