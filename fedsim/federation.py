@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -77,17 +80,15 @@ class Federation:
         weights = torch.from_numpy(weight).to(self.device)
         if steps == 1:
             batch = self._fetched(place, weights)
-        else:  # in memory the batches of one step lie together
-            by_step = [t.unflatten(1, (steps, -1)).transpose(0, 1) for t in (place, weights)]
-            fetched = self._fetched(*by_step)
-            batch = Batch(*(t.transpose(0, 1) for t in (fetched.x, fetched.y, fetched.weight)))
-        x, y = batch.x, batch.y
+        else:
+            batch = Steps(self._fetched, *(t.unflatten(1, (steps, -1)) for t in (place, weights)))
         bad = torch.from_numpy(ids >= experiment.honest)
         if experiment.attack is None or not experiment.attack.poisons or not bad.any():
             return batch
-        poisoned = experiment.attack.poison(Batch(x[bad], y[bad], batch.weight[bad]), self.classes)
+        x, y, weights = batch.x, batch.y, batch.weight
+        poisoned = experiment.attack.poison(Batch(x[bad], y[bad], weights[bad]), self.classes)
         x[bad], y[bad] = poisoned.x, poisoned.y
-        return batch
+        return Batch(x, y, weights)
 
     def _fetched(self, place: Tensor, weight: Tensor) -> Batch:
         flat = place.flatten()
@@ -208,6 +209,26 @@ class Federation:
         privacy, plan = self.ledger.privacy, self.ledger.plan
         reach = privacy.reach(plan.batches, self.sizes[ids], self.experiment.method.message_bound)
         return torch.from_numpy(privacy.scale(plan, round) * reach).float().to(self.device)
+
+
+class Steps(Batch):
+    """The batches of several local steps, (k, steps, b, ...), each fetched when its turn comes; all, if asked for."""
+
+    fetch: Callable[[Tensor, Tensor], Batch]
+    drawn: tuple[Tensor, Tensor]  # where the examples are, and their weights
+
+    def __init__(self, fetch: Callable[[Tensor, Tensor], Batch], place: Tensor, weights: Tensor) -> None:
+        self.__dict__.update(fetch=fetch, drawn=(place, weights))
+
+    def __getattr__(self, name: str) -> Tensor:  # x, y and weight, which are not there before
+        if name not in Batch.__dataclass_fields__:
+            raise AttributeError(name)
+        self.__dict__.update(vars(self.fetch(*self.drawn)))
+        return cast(Tensor, self.__dict__[name])
+
+    def split(self, steps: int) -> Iterator[Batch]:
+        for place, weights in zip(*(t.unbind(1) for t in self.drawn), strict=True):
+            yield self.fetch(place, weights)
 
 
 def _computing(experiment: Experiment) -> int:

@@ -7,7 +7,7 @@ Components are frozen dataclasses with pure methods: state goes in and comes out
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import ClassVar, Literal, Protocol
@@ -84,13 +84,13 @@ class Batch:
         """The batches of some of n clients."""
         return Batch(self.x[clients], self.y[clients], self.weight[clients])
 
-    def split(self, steps: int) -> list[Batch]:
+    def split(self, steps: int) -> Iterator[Batch]:
         """The batch of each of so many local steps."""
         if steps == 1:
-            return [self]
-        axis = self.y.dim() - 2
-        pieces = zip(*(t.unbind(axis) for t in (self.x, self.y, self.weight)), strict=True)
-        return [Batch(*piece) for piece in pieces]
+            yield self
+        else:
+            parts = (t.unbind(self.y.dim() - 2) for t in (self.x, self.y, self.weight))
+            yield from (Batch(*part) for part in zip(*parts, strict=True))
 
 
 # ---------------------------------------------------------------- method

@@ -32,12 +32,9 @@ class Mean(TwoHookRule):
     ) -> Tensor:
         if rows.numel() <= PLAIN:
             self.require(checked(rows), f)
-            total = rows.sum(0)
-            if isfinite(total.detach().sum()):
-                return total.div_(len(rows))
-            good = rows.isfinite().all(1)
-            if good.any() and not good.all():
-                return self(rows[good])
+            mean = rows.new_full((len(rows),), 1 / len(rows)) @ rows
+            if isfinite(mean.detach().sum()):
+                return mean
         return super().__call__(rows, f, previous=previous, generator=generator)
 
     def weights(self, gram: Gram, f: int) -> Tensor:

@@ -206,7 +206,7 @@ def _at_once(fed: Federation, ids: Ids, round: int) -> int:
 
 def _route(fed: Federation, ids: Ids, round: int) -> Route:
     steps = fed.experiment.method.steps
-    return fed.gradients.route or fed.gradients.choose(fed.batch(round, ids[:1]).split(steps)[0])
+    return fed.gradients.route or fed.gradients.choose(next(fed.batch(round, ids[:1]).split(steps)))
 
 
 def _put(value: Tensor, place: Tensor) -> None:
