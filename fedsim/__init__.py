@@ -14,7 +14,7 @@ if (_root / "strategies" / "__init__.py").is_file() and not (_root / "fedsim" / 
 
 # Torch's threads spin for some 10 ms after each operation unless told otherwise before torch is imported: fedsim's own
 # threads wait for their cores meanwhile, and on a busy machine everybody does.
-_os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # less than half a millisecond
+_os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # half a millisecond of a core's own
 
 __version__ = "0.1.0"
 
