@@ -160,7 +160,7 @@ class Method(Component):
         return {"x": x}
 
     def receive(self, state: State, rows: Tensor, ids: Tensor) -> tuple[State, Tensor]:
-        """Take in the messages of clients `ids`; returns the new state and the rows that the rule sees."""
+        """Take in the messages of clients `ids`, and maybe write over them; the new state, the rows that the rule sees."""
         return state, rows
 
     def received(self, n: int, honest: int, f: int, generator: Generator) -> Tensor:
@@ -280,7 +280,10 @@ class Attack(Component):
         return view.own
 
     def remember(self, view: View, memory: State) -> tuple[Tensor, State]:
-        """`forge` of an attack that keeps something from round to round, with its memory before and after."""
+        """`forge` of an attack that keeps something from round to round, with its memory before and after.
+
+        Rows of the view are to be copied: the server writes over them.
+        """
         return self.forge(view), memory
 
     def poison(self, batch: Batch, classes: int) -> Batch:

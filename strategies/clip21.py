@@ -51,7 +51,7 @@ class ByzClip21SGD2M(Method):
 
     def receive(self, state: State, rows: Tensor, ids: Tensor) -> tuple[State, Tensor]:
         if len(ids) == len(state["m"]):  # all, in order
-            m = state["m"].add(rows, alpha=self.beta_hat)
+            m = torch.add(state["m"], rows, alpha=self.beta_hat, out=rows)
         else:
             m = state["m"].index_add(0, ids, rows, alpha=self.beta_hat)
         return {**state, "m": m}, m
