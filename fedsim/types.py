@@ -160,7 +160,7 @@ class Method(Component):
         return {"x": x}
 
     def receive(self, state: State, rows: Tensor, ids: Tensor) -> tuple[State, Tensor]:
-        """Take in the messages of clients `ids`, and maybe write over them; the new state, the rows that the rule sees."""
+        """The state after the messages of clients `ids`, which it may write over, and the rows that the rule sees."""
         return state, rows
 
     def received(self, n: int, honest: int, f: int, generator: Generator) -> Tensor:
