@@ -71,6 +71,8 @@ def check(net: nn.Module, batch: Batch, clip: float | None, rtol: float = 1e-11)
         torch.testing.assert_close(total[0], scale @ rows)
         ready.write(slice(1, None), parts[1:], scale[1:])
         torch.testing.assert_close(parts[1:], scale[1:, None] * rows[1:])
+        ready.write(slice(None), onto := torch.ones_like(rows), -scale, added=True)
+        torch.testing.assert_close(onto, 1 - scale[:, None] * rows)
         torch.testing.assert_close(ready.norms().double(), rows.double().norm(dim=1), rtol=1e-5, atol=0.0)
     return gradients
 
