@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from fedsim.strategies.columns import Rows, copied, each_block, finite, mixed, numpy_type, product
 from fedsim.strategies.gram import BrokenRows
+
+LARGE = 2**22  # bytes
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Mixed:
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:
-    """A tensor to be filled; on the CPU from NumPy, which asks for large pages: half the time of a first write."""
-    if like.device.type != "cpu":
+    """A tensor to be filled; on the CPU from NumPy, which asks for LARGE pages: half the time of a first write."""
+    if like.device.type != "cpu" or prod(shape) * like.element_size() < LARGE:
         return like.new_empty(shape)
     return torch.from_numpy(np.empty(shape, numpy_type(like)))
