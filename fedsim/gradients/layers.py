@@ -68,10 +68,6 @@ class Layer(ABC):
     def square_norms(self, kept: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
         """The squared norm (N,) of each example's gradient; gradients (N, ...) that came about, for `write`."""
 
-    def sum_norms(self, kept: Tensor, g: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Of each client's sum the squared norm (n,), and that of all its terms side by side: what rounding acts on."""
-        raise NotImplementedError
-
     @abstractmethod
     def write(
         self, kept: Tensor, g: Tensor, weight: Tensor | None, each: Tensor | None, rows: Rows, n: int

@@ -75,7 +75,8 @@ class Layerwise:
         named = list(self.model.named_parameters(remove_duplicate=False))
         if len({id(parameter) for _, parameter in named}) < len(named):
             raise Unfit("layers share weights")
-        self.normed = all(isinstance(layer, Linear) for layer in self.layers.values())
+        self.linear = {name: layer for name, layer in self.layers.items() if isinstance(layer, Linear)}
+        self.normed = len(self.linear) == len(self.layers)
         self.sizes = [parameter.numel() for _, parameter in named]
         self.places = [(*path.rpartition(".")[::2], parameter.shape) for path, parameter in named]
         for _, parameter in named:  # a weight that is read outside of its layer is not a number
@@ -177,17 +178,16 @@ class Passed:
                 )
 
     def norms(self) -> Tensor:
-        layers = self.route.layers.items()
-        if self.weights or not self.route.normed:
-            unsure, found = list(range(self.n)), next(iter(self.back.values())).new_empty(self.n)
+        squares = terms = next(iter(self.back.values())).new_zeros(self.n)
+        if self.route.normed and not self.weights:
+            for name, layer in self.route.linear.items():
+                square, term = layer.sum_norms(self.kept[name], self.back[name], self.n)
+                squares, terms = squares + square, terms + term
+            told = terms <= LOST * squares
         else:
-            pairs = zip(
-                *(layer.sum_norms(self.kept[name], self.back[name], self.n) for name, layer in layers),
-                strict=True,
-            )
-            squares, terms = (torch.stack(parts).sum(0) for parts in pairs)
-            unsure, found = (terms > LOST * squares).nonzero()[:, 0].tolist(), squares.sqrt()
-        for i in unsure:
+            told = terms > 0
+        found = squares.sqrt()
+        for i in (~told).nonzero()[:, 0].tolist():
             self.write(slice(i, i + 1), row := found.new_empty(1, sum(self.route.sizes)))
             found[i] = norms(row)[0]
         return found

@@ -86,6 +86,7 @@ class Linear(Product):
         return kept.reshape(len(kept), -1, kept.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
 
     def sum_norms(self, kept: Tensor, g: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Of each client's sum the squared norm (n,), and that of all its terms side by side: what rounding acts on."""
         u, h = kept.reshape(n, -1, kept.shape[-1]), g.reshape(n, -1, g.shape[-1])
         inner = u @ u.mT if self.module.bias is None else (u @ u.mT).add_(1.0)  # a bias is an input of 1
         terms = inner.mul_(h @ h.mT)
