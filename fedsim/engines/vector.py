@@ -31,15 +31,7 @@ class Clients:
         return Gradient(self, x, batch).rows(slice(None), x.new_empty(len(self.ids), x.shape[-1]), tau)
 
     def descend(self, x: Tensor, batch: Batch, lr: float, out: Tensor | None = None) -> Tensor:
-        if self.mechanism:
-            return torch.sub(x, g := self.grad(x, batch), alpha=lr, out=g)
-        out = x.new_empty(len(self.ids), x.shape[-1]) if out is None else out
-        known = Gradient(self, x, batch)  # all that needs x, which may be what is written over
-        _put(x.expand_as(out), out)
-        if l2 := self.fed.experiment.task.l2:
-            out.mul_(1 - lr * l2)
-        known.ready.write(slice(None), out, out.new_full((len(out),), -lr), added=True)
-        return out
+        return torch.sub(x, g := self.grad(x, batch), alpha=lr, out=g)
 
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
@@ -104,13 +96,30 @@ class Group(Clients):
         self.after, self.sent = after, sent  # where new states and messages are to be
 
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
+        gradient, clients = self._gradient(x, batch)
+        # the first is likely to be the message, unless noise is still to come
+        message = clients is self.part and not self.fed.message_privacy
+        return gradient.rows(clients, self.sent if message else torch.empty_like(self.sent), tau)
+
+    def descend(self, x: Tensor, batch: Batch, lr: float, out: Tensor | None = None) -> Tensor:
+        """One product, added to where the model is, and no gradient."""
+        if self.mechanism:
+            return super().descend(x, batch, lr)
+        out = torch.empty_like(self.sent) if out is None else out
+        gradient, clients = self._gradient(x, batch)  # all that needs x, which may be what is written over
+        _put(x.expand_as(out), out)
+        if l2 := self.fed.experiment.task.l2:
+            out.mul_(1 - lr * l2)
+        gradient.ready.write(clients, out, out.new_full((len(out),), -lr), added=True)
+        return out
+
+    def _gradient(self, x: Tensor, batch: Batch) -> tuple[Gradient, slice]:
+        """The gradient that is known, and whose of it are wanted; or one of this group."""
         known, self.known = self.known, None
         if known is None or x is not self.x or batch is not self.batch:
-            return super().grad(x, batch, tau)
+            return Gradient(self, x, batch), slice(None)
         self.calls, self.mechanism = 1, self.env.mechanism and self.env.mechanism.part(self.part)
-        # a gradient is likely to be the message, unless noise is still to come
-        place = torch.empty_like(self.sent) if self.fed.message_privacy else self.sent
-        return known.rows(self.part, place, tau)
+        return known, self.part
 
     def room(self, name: str) -> Tensor | None:
         return self.after[name]
@@ -134,13 +143,15 @@ def _sum(fed: Federation, states: State, x: Tensor, round: int, ids: Ids) -> tup
 
     None where they send anything else, or clip what follows from the layers no more. Torch's threads share a product.
     """
-    method, after = fed.experiment.method, {name: torch.empty_like(value) for name, value in states.items()}
-    tau = method.message_bound or inf
-    aside = fed.example_privacy or fed.experiment.task.l2 or not _route(fed, ids, round).normed
-    if type(method).client_step is not Method.client_step or (tau < inf and aside):
+    method, route = fed.experiment.method, _route(fed, ids, round)
+    if type(method).client_step is not Method.client_step:
         return None
+    tau = method.message_bound or inf
+    if tau < inf and (fed.example_privacy or fed.experiment.task.l2 or not route.normed):
+        return None
+    after = {name: torch.empty_like(value) for name, value in states.items()}
     total = torch.zeros_like(fed.x0)[None]
-    for part in _cut(len(ids), _at_once(fed, ids, round)):
+    for part in _cut(len(ids), _at_once(fed, ids)):
         env = Clients(fed, ids[part], round, {name: value[part] for name, value in states.items()})
         sent = Gradient(env, x, fed.batch(round, env.ids)).total(tau)
         total += fed.noisy(sent, "message", round, env.ids, out=sent) if fed.message_privacy else sent
@@ -194,12 +205,11 @@ def _shares(fed: Federation, ids: Ids, round: int) -> list[slice]:
     n, route = len(ids), _route(fed, ids, round)
     alone = route.alone or fed.device != "cpu" or n * fed.x0.numel() < CACHED
     size = ceil(n / (1 if alone else torch.get_num_threads()))
-    return _cut(n, size if fed.experiment.method.steps > 1 else min(size, _at_once(fed, ids, round)))
+    return _cut(n, size if fed.experiment.method.steps > 1 else min(size, _at_once(fed, ids)))
 
 
-def _at_once(fed: Federation, ids: Ids, round: int) -> int:
-    """How many clients' gradients of one step fit the memory."""
-    _route(fed, ids, round)
+def _at_once(fed: Federation, ids: Ids) -> int:
+    """How many clients' gradients of one step fit the memory, once the route to them is known."""
     b = ceil(fed.experiment.batches.expected(fed.sizes[ids]).max())
     return fed.gradients.at_once(b, fed.example_privacy is not None)
 

@@ -179,13 +179,12 @@ class Passed:
 
     def norms(self) -> Tensor:
         squares = terms = next(iter(self.back.values())).new_zeros(self.n)
-        if self.route.normed and not self.weights:
+        told = torch.zeros_like(squares, dtype=torch.bool)
+        if self.route.normed and self.weights is None:
             for name, layer in self.route.linear.items():
                 square, term = layer.sum_norms(self.kept[name], self.back[name], self.n)
                 squares, terms = squares + square, terms + term
             told = terms <= LOST * squares
-        else:
-            told = terms > 0
         found = squares.sqrt()
         for i in (~told).nonzero()[:, 0].tolist():
             self.write(slice(i, i + 1), row := found.new_empty(1, sum(self.route.sizes)))

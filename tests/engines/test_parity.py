@@ -147,6 +147,16 @@ def test_where_the_mean_is_enough_messages_are_added_up(case: str, cohort: int |
     agree(e)
 
 
+def test_the_gradient_of_a_single_local_step_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    e = experiment(FedAvg(lr=0.5, local_steps=1), ROBUST, None)
+    agree(e)
+    fed, calls = Federation(e), []
+    passes = fed.gradients.prepare
+    monkeypatch.setattr(fed.gradients, "prepare", lambda *args: calls.append(0) or passes(*args))
+    engines.get("vector")(fed, {}, fed.x0, 0, np.arange(9))
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("tau", [0.1, 1.5, 1e3])
 def test_clipped_gradients_are_added_up_before_they_are_written(tau: float) -> None:
     """Their norms follow from the layers, unless something is added to a gradient before it is clipped."""

@@ -77,6 +77,10 @@ SETTINGS = {
         )
     },
     "budget": {"privacy": ExampleDP(clip=0.5, epsilon=8.0, delta=DELTA)},
+    "local steps, messages": {
+        "method": FedAvg(lr=0.1, local_steps=2, tau=0.1),
+        "privacy": MessageDP(noise=2.5, delta=DELTA),
+    },
     "messages": {"method": ByzClipSGD(lr=0.5, tau=0.1), "privacy": MessageDP(noise=2.5, delta=DELTA)},
     "error feedback": {
         "method": ByzClip21SGD2M(lr=0.5, tau=0.1),
