@@ -22,7 +22,7 @@ from fedsim.experiments.bench_process import MIB, in_fresh_process, proc_bytes
 from fedsim.experiments.bench_rounds import WORKLOADS, Run
 from fedsim.federation import Federation
 from fedsim.spec import Experiment
-from fedsim.states import States
+from fedsim.spill import Space
 
 MODULE = "fedsim.experiments.bench_absent"
 WARM = 3
@@ -65,9 +65,7 @@ def bench_absent(
 
 
 def _run(n: int, most: int, memory: float) -> Run:
-    run = Run(Federation(_experiment(n, most)), "vector")
-    run.states = States.start(run.fed.client_state(), run.fed.computing, memory=memory)
-    return run
+    return Run(Federation(_experiment(n, most), space=Space(memory)), "vector")
 
 
 def _experiment(n: int, most: int) -> Experiment:

@@ -143,7 +143,8 @@ class Run:
 
     def __init__(self, fed: Federation, engine: str) -> None:
         self.fed, self.system, self.step = fed, f"fedsim {engine}", engines.get(engine)
-        self.server, self.states = Server.start(fed), States.start(fed.client_state(), fed.computing)
+        self.server = Server.start(fed)
+        self.states = States.start(fed.client_state(), fed.computing, space=fed.space)
         self.round, self.floor = 0, _floor(fed)
 
     def turn(self, rounds: int) -> list[tuple[float, float]]:

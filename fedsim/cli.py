@@ -50,7 +50,9 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     memory: Annotated[
         float,
-        typer.Option(min=0, help="GiB that the clients' states may take; beyond that they lie in a file."),
+        typer.Option(
+            min=0, help="GiB that clients' states and a round's rows may take; beyond that they lie in files."
+        ),
     ] = MEMORY,
     alone: Annotated[
         bool, typer.Option("--alone", help="Leave out what a recipe shows beside its experiment.")

@@ -17,6 +17,7 @@ from fedsim.ledger import Ledger
 from fedsim.plan import Plan
 from fedsim.privacy import CLIP, ExampleDP, MessageDP, Quantile
 from fedsim.spec import Experiment
+from fedsim.spill import Space
 from fedsim.threads import each
 from fedsim.types import Batch, Dataset, Examples, Method, Split, State
 
@@ -26,7 +27,13 @@ Ids = NDArray[np.int64]
 class Federation:
     """What the engines and the round work on; nothing in it changes from round to round."""
 
-    def __init__(self, experiment: Experiment, device: str = "cpu", dataset: Dataset | None = None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        device: str = "cpu",
+        dataset: Dataset | None = None,
+        space: Space | None = None,
+    ) -> None:
         self.experiment, self.device = experiment, device
         self.keys = Keys(experiment.seed, experiment.clients)
         self.choice = self.keys  # of batches; a device draws these from a secret of its own
@@ -46,6 +53,7 @@ class Federation:
         self.gradients = ClientGradients(self.model)
         self.computing = _computing(experiment)
         self.ledger = self._ledger()
+        self.space = (space or Space()).beside(self._round_bytes())
 
     @property
     def example_privacy(self) -> ExampleDP | None:
@@ -194,6 +202,13 @@ class Federation:
         """Those of all clients that ever compute, stacked."""
         first = self.client_state()
         return {name: value.expand(self.computing, *value.shape).clone() for name, value in first.items()}
+
+    def _round_bytes(self) -> int:
+        """What the matrices of a round take: messages, states before and after, and what the server keeps of each."""
+        method, row = self.experiment.method, self.x0.nbytes
+        states = sum(value.nbytes for value in self.client_state().values())
+        kept = self.experiment.clients * row if method.remembers or method.peer else 0
+        return self.experiment.active * (2 * states + (0 if self.pooled else row)) + kept
 
     def _ledger(self) -> Ledger | None:
         """The ledger before the first round, with the noise calibrated; None without privacy."""

@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-MEMORY = 4.0  # GiB that clients' states may take, unless said otherwise
+MEMORY = 4.0  # GiB that clients' states and a round's rows may take, unless said otherwise
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 LARGE = 2**25  # the most that may be set: from here on a block has a mapping of its own
 KEPT = {MMAP_THRESHOLD: LARGE, TRIM_THRESHOLD: 2**31 - 1}

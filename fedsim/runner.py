@@ -20,6 +20,7 @@ from fedsim.ledger import Ledger
 from fedsim.record import Metrics, Record
 from fedsim.round import Seen, Server, attempt
 from fedsim.spec import Experiment
+from fedsim.spill import Space
 from fedsim.states import States
 from fedsim.task import evaluate
 from fedsim.types import Dataset
@@ -67,13 +68,14 @@ def run(
     """Run an experiment to its last round; with `out`, leave a record there, and go on from it with `resume`.
 
     `progress(round, metrics)` is called after every round with the newest metrics. `dataset` stands in for the
-    task's own, already loaded. The clients' states take up to `memory` GiB, beyond that they lie in a file. Raises
-    `Invalid` for what cannot work; KeyboardInterrupt leaves a checkpoint.
+    task's own, already loaded. What clients keep and the rows of a round take up to `memory` GiB, beyond
+    that they lie in files. Raises `Invalid` for what cannot work; KeyboardInterrupt leaves a checkpoint.
     """
     engines.find(engine)  # before anything is left behind
-    fed = Federation(experiment, choose(device), dataset)
+    space = Space(memory, Path(out) if out is not None else None)
+    fed = Federation(experiment, choose(device), dataset, space)
     record = Record.open(experiment, Path(out), resume) if out is not None else None
-    return engines.hosted(engine, fed, lambda ask: drive(fed, ask, record, progress, SAVE_SECONDS, memory))
+    return engines.hosted(engine, fed, lambda ask: drive(fed, ask, record, progress))
 
 
 @heap.kept()
@@ -83,10 +85,9 @@ def drive(
     record: Record | None = None,
     progress: Progress | None = None,
     save_seconds: float = SAVE_SECONDS,
-    memory: float = heap.MEMORY,
 ) -> Result:
     """The rounds of a federation with whoever answers, from the record's checkpoint on where it has one."""
-    experiment, live = fed.experiment, _Live.start(fed, ask, record, memory)
+    experiment, live = fed.experiment, _Live.start(fed, ask, record)
     saver = record and _Saver(record, save_seconds)
     lines = record.metrics() if record else []
     began, begun_at = time.perf_counter(), live.round
@@ -168,7 +169,7 @@ class _Live:
     ledger: Ledger | None
 
     @classmethod
-    def start(cls, fed: Federation, ask: engines.Ask, record: Record | None, memory: float) -> _Live:
+    def start(cls, fed: Federation, ask: engines.Ask, record: Record | None) -> _Live:
         """Before the first round, or at the record's checkpoint."""
 
         def at(value: Any) -> Any:
@@ -179,7 +180,7 @@ class _Live:
         saved = (record and record.checkpoint()) or {}
         file = record.states if record else None
         first, ledger = ask.first(fed), fed.ledger if fed.accounted else None
-        states = States.start(first, fed.computing, memory=memory, file=file, saved=saved.get("rows"))
+        states = States.start(first, fed.computing, space=fed.space, file=file, saved=saved.get("rows"))
         if not saved:
             return cls(0, Server.start(fed), states, ledger)
         return cls(saved["round"], Server(**at(saved["server"])), states, ledger and ledger.load(saved))

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.check import Invalid
-from fedsim.heap import MEMORY
 from fedsim.record import writing
+from fedsim.spill import Space
 from fedsim.threads import each
 from fedsim.types import State
 
@@ -43,7 +43,7 @@ class States:
         first: State,
         clients: int,
         *,
-        memory: float = MEMORY,
+        space: Space | None = None,
         file: Path | None = None,
         saved: dict[str, Any] | None = None,
     ) -> States:
@@ -51,11 +51,11 @@ class States:
 
         first    a client's state before it takes part for the first time
         clients  how many may ever take part
-        memory   GiB that rows may take in memory
+        space    what rows may take in memory
         file     where rows lie beyond that, and at a checkpoint; by default a temporary file
         saved    the table of a checkpoint; raises `Invalid` where the file does not hold its rows
         """
-        return cls(Shelf(first, clients, memory, file, saved))
+        return cls(Shelf(first, clients, space or Space(), file, saved))
 
     def of(self, ids: Ids) -> State:
         """The states (k, ...) of clients `ids`, to be read only."""
@@ -98,12 +98,12 @@ class Shelf:
     """Rows by client: the first ones to come in memory, as many as fit, the others in the file."""
 
     def __init__(
-        self, first: State, clients: int, memory: float, file: Path | None, saved: dict[str, Any] | None
+        self, first: State, clients: int, space: Space, file: Path | None, saved: dict[str, Any] | None
     ) -> None:
-        self.first = first
+        self.first, self.space = first, space
         self.bytes = sum(value.numel() * value.element_size() for value in first.values())
         self.device = next((value.device for value in first.values()), torch.device("cpu"))
-        self.room = min(clients, int(memory * 2**30) // max(1, self.bytes))
+        self.room = min(clients, int(space.left * 2**30) // max(1, self.bytes))
         self.rows: State = {}
         self.place: dict[int, int] = {}  # of clients, in `rows`
         self.changed: set[int] = set()  # clients whose row in memory is newer than the file's
@@ -116,9 +116,9 @@ class Shelf:
     def get(self, ids: Ids) -> State:
         clients = ids.tolist()
         here, place, there, never = self._where(clients)
+        found = {name: self.space.empty(v, len(clients), *v.shape) for name, v in self.first.items()}
         if self.rows and len(here) == len(clients):
-            return {name: value.index_select(0, place) for name, value in self.rows.items()}
-        found = {name: value.new_empty(len(clients), *value.shape) for name, value in self.first.items()}
+            return {name: torch.index_select(self.rows[name], 0, place, out=found[name]) for name in found}
         for name, value in found.items():
             if len(here):
                 value.index_copy_(0, here, self.rows[name].index_select(0, place))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
@@ -22,10 +23,10 @@ def each(work: Callable[[T], R], pieces: Sequence[T], device: str = "cpu") -> It
         yield from map(work, pieces)
         return
     pool = _pool(threads, os.getpid())
-    running = [pool.submit(work, piece) for piece in pieces]
+    running = deque(pool.submit(work, piece) for piece in pieces)
     try:
-        for future in running:
-            yield future.result()
+        while running:
+            yield running.popleft().result()  # which nothing here keeps
     finally:
         wait([future for future in running if not future.cancel()])
 

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.spill import ahead
 from fedsim.strategies.networks import exchange
 from fedsim.threads import each
 
@@ -115,14 +116,14 @@ def each_block(rows: Rows, work: Callable[[slice], T], width: int | None = None)
     blocks = [slice(start, min(start + width, rows.d)) for start in range(0, rows.d, width)]
     threads = torch.get_num_threads()
     if rows.short or threads == 1:
-        yield from map(work, blocks)
+        yield from map(work, ahead(rows.data, blocks))
         return
     size = -(-len(blocks) // (SHARES * threads))
     shares = [blocks[first : first + size] for first in range(0, len(blocks), size)]
 
     def done(share: list[slice]) -> list[T]:
         _memory.shared = True
-        return [work(block) for block in share]
+        return [work(block) for block in ahead(rows.data, share)]
 
     for results in each(done, shares, rows.data.device.type):
         yield from results

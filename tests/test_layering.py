@@ -20,6 +20,7 @@ LEVEL0 = (
     "fedsim.flat",
     "fedsim.threads",
     "fedsim.heap",
+    "fedsim.spill",
     "fedsim.schedule",
 )
 CORE = (*LEVEL0, "fedsim.catalog", "fedsim.codec", "fedsim.accounting", "fedsim.batches",

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from test_record import PRIVATE, frames_match, stop_at
 
 from fedsim import Invalid, run
+from fedsim.spill import Space
 from fedsim.states import RowFile, States
 from fedsim.types import State
 
@@ -58,7 +59,7 @@ def test_rows_come_back_as_they_went_in_and_a_crash_goes_back_to_the_last_checkp
     """Beside a plain dict. "crash": all that was written since the checkpoint is on disk already, the table is not."""
     folder = tmp_path_factory.mktemp("states")
     file, count = folder / "a.bin", 0
-    states, truth = States.start(FIRST, 8, memory=gib(room), file=file), dict[int, State]()
+    states, truth = States.start(FIRST, 8, space=Space(gib(room)), file=file), dict[int, State]()
     table: dict[str, Any] | None = None
     then = dict[int, State]()
     for t, (what, ids) in enumerate(steps):
@@ -71,7 +72,7 @@ def test_rows_come_back_as_they_went_in_and_a_crash_goes_back_to_the_last_checkp
             if table is not None and file.exists():
                 shutil.copy(file, folder / f"{count}.bin")
             file = folder / f"{count}.bin"
-            states, truth = States.start(FIRST, 8, memory=gib(room), file=file, saved=table), dict(then)
+            states, truth = States.start(FIRST, 8, space=Space(gib(room)), file=file, saved=table), dict(then)
         else:
             same(states.of(ids), truth, ids)
             if what == "round":
@@ -88,7 +89,7 @@ def test_rows_come_back_as_they_went_in_and_a_crash_goes_back_to_the_last_checkp
 def test_absent_clients_cost_nothing(tmp_path: Path) -> None:
     """A billion of them: anything that is there for each would not fit, or not end."""
     far = np.array([5, 10**8, 10**9 - 1])
-    states = States.start(FIRST, 10**9, memory=gib(2), file=tmp_path / "a.bin")
+    states = States.start(FIRST, 10**9, space=Space(gib(2)), file=tmp_path / "a.bin")
     for t in range(3):
         states = states.after(far, fresh(t, 3))
         states.of(far[:1])
@@ -101,7 +102,7 @@ def test_absent_clients_cost_nothing(tmp_path: Path) -> None:
 
 
 def test_slots_that_no_checkpoint_counts_on_are_used_again(tmp_path: Path) -> None:
-    ids, states = np.arange(4), States.start(FIRST, 4, memory=0, file=tmp_path / "a.bin")
+    ids, states = np.arange(4), States.start(FIRST, 4, space=Space(0), file=tmp_path / "a.bin")
     for t in range(20):
         states = states.after(ids, fresh(t, 4))
         with states.saving():
@@ -113,7 +114,10 @@ def test_slots_that_no_checkpoint_counts_on_are_used_again(tmp_path: Path) -> No
 @pytest.mark.parametrize("memory", [0, 1])
 def test_nobody_has_no_rows(tmp_path: Path, memory: float) -> None:
     """A cohort may hold no client that computes."""
-    states, nobody = States.start(FIRST, 4, memory=memory, file=tmp_path / "a.bin"), np.zeros(0, np.int64)
+    states, nobody = (
+        States.start(FIRST, 4, space=Space(memory), file=tmp_path / "a.bin"),
+        np.zeros(0, np.int64),
+    )
     for _ in range(2):
         same_shape = {name: (0, *value.shape) for name, value in FIRST.items()}
         none = states.of(nobody)
@@ -123,7 +127,7 @@ def test_nobody_has_no_rows(tmp_path: Path, memory: float) -> None:
 
 
 def test_without_a_state_there_is_no_file(tmp_path: Path) -> None:
-    states = States.start({}, 5, memory=0, file=tmp_path / "a.bin").after(np.arange(3), {})
+    states = States.start({}, 5, space=Space(0), file=tmp_path / "a.bin").after(np.arange(3), {})
     assert states.of(np.arange(5)) == {}
     with states.saving() as table:
         assert len(table["ids"]) == 0
@@ -133,7 +137,7 @@ def test_without_a_state_there_is_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["gone", "short", "other"])
 def test_a_file_that_lacks_rows_is_refused(tmp_path: Path, damage: str) -> None:
     file = tmp_path / "a.bin"
-    states = States.start(FIRST, 4, memory=0, file=file).after(np.arange(4), fresh(0, 4))
+    states = States.start(FIRST, 4, space=Space(0), file=file).after(np.arange(4), fresh(0, 4))
     with states.saving() as table:
         pass
     states.close()

@@ -149,7 +149,7 @@ def _sum(fed: Federation, states: State, x: Tensor, round: int, ids: Ids) -> tup
     tau = method.message_bound or inf
     if tau < inf and (fed.example_privacy or fed.experiment.task.l2 or not route.normed):
         return None
-    after = {name: torch.empty_like(value) for name, value in states.items()}
+    after = {name: fed.space.empty(value, *value.shape) for name, value in states.items()}
     total = torch.zeros_like(fed.x0)[None]
     for part in _cut(len(ids), _at_once(fed, ids)):
         env = Clients(fed, ids[part], round, {name: value[part] for name, value in states.items()})
@@ -166,10 +166,10 @@ def _step(
     """Shares of the clients, one a thread or more: the gradients of a share at once, what is made of them by groups."""
     method, n, d = fed.experiment.method, len(ids), fed.x0.numel()
     at = x if not method.peer else x[: fed.computing]  # among peers all take part
-    after = {name: torch.empty_like(value) for name, value in states.items()}
+    after = {name: fed.space.empty(value, *value.shape) for name, value in states.items()}
     once = method.steps == 1
     group_size = max(1, (CACHED if once else STEPPED) // d) if fed.device == "cpu" else n
-    messages = fed.x0.new_empty(len(fed.cohort(round)), d) if kept else None
+    messages = fed.space.empty(fed.x0, len(fed.cohort(round)), d) if kept else None
 
     def work(share: slice) -> Tensor | None:
         mine = {name: value[share] for name, value in states.items()}
