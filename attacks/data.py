@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import inf
 from typing import Annotated
 
+import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class LabelFlip(Attack):
 class Backdoor(Attack):
     """Teach the model that a small patch means class `target` (BadNets, Gu et al., arXiv:1708.06733).
 
-    In each batch the first ceil(share * b) examples get the patch and the label. The patch is the lower right
+    In each batch of b examples the first ceil(share * b) get the patch and the label. The patch is the lower right
     corner, `size` pixels wide and high, set to `value` (1.0 is white where pixels lie in [0, 1]); of inputs
     that are no pictures it is the last `size` features. `boost` multiplies the message (model replacement,
     arXiv:1807.00459). The share of `trigger(test inputs)` that a model puts into `target` is the attack's
@@ -41,19 +42,20 @@ class Backdoor(Attack):
     share: Share = 1.0
     boost: Finite = 1.0
 
-    def trigger(self, x: Tensor, lead: int = 1) -> Tensor:
-        """A copy of the inputs (..., *shape) with the patch; the first `lead` axes count examples."""
+    def trigger(self, x: Tensor) -> Tensor:
+        """A copy of the inputs (b, *shape) with the patch."""
         x = x.clone()
-        patch = x[..., -self.size :] if x.dim() == lead + 1 else x[..., -self.size :, -self.size :]
+        patch = x[..., -self.size :] if x.dim() == 2 else x[..., -self.size :, -self.size :]
         patch.fill_(self.value)
         return x
 
     def poison(self, batch: Batch, classes: int) -> Batch:
         if self.target >= classes:
             raise Invalid(f"Backdoor.target = {self.target}: the data set has the classes 0 to {classes - 1}")
-        x, y, lead = batch.x.clone(), batch.y.clone(), batch.y.dim()
-        some = (slice(None),) * (lead - 1) + (slice(ceil(self.share * y.shape[-1])),)
-        x[some], y[some] = self.trigger(x[some], lead), self.target
+        b = (batch.weight > 0).sum(-1, keepdim=True)  # the rest is padding
+        some = torch.arange(batch.y.shape[-1], device=b.device) < (self.share * b.double()).ceil()
+        x, y = batch.x.clone(), batch.y.masked_fill(some, self.target)
+        x[some] = self.trigger(x[some])
         return replace(batch, x=x, y=y)
 
     def forge(self, view: View) -> Tensor:

@@ -50,6 +50,10 @@ class Batches(Component):
         """What the batches of `steps` (s,), released with noise multipliers z (s,), are to one example of m."""
         return grouped(z, self.sampling, self.chance(m))
 
+    def unlike(self, sizes: Ints) -> tuple[int, ...]:
+        """Sizes of clients that may pay more than the smallest does, one for each way of paying."""
+        return ()
+
     def share(self, sizes: Ints) -> Floats:
         """How far one example can move the batch gradient, (k,), in units of the clip.
 
@@ -126,10 +130,20 @@ class Epochs(Batches):
     def releases(self, steps: Ints, z: Floats, m: int) -> tuple[Release, ...]:
         # An example is in one batch of an epoch at most, and other batches do not depend on it: it pays once an
         # epoch, at the least noise that it may have met there.
-        epochs, at = np.unique(steps // (m // min(m, self.size)), return_inverse=True)
+        epochs, at = np.unique(steps // self._length(m), return_inverse=True)
         least = np.full(len(epochs), np.inf)
         np.minimum.at(least, at, z)
         return grouped(least)
+
+    def unlike(self, sizes: Ints) -> tuple[int, ...]:
+        # who takes part now and then may meet two of its own epochs where the smallest client meets one
+        lengths = {self._length(m): m for m in np.unique(sizes).tolist()}
+        lengths.pop(self._length(int(sizes.min())))
+        return tuple(lengths.values())
+
+    def _length(self, m: int) -> int:
+        """Batches in an epoch of m examples."""
+        return m // min(m, self.size)
 
 
 @dataclass(frozen=True)

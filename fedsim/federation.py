@@ -39,6 +39,7 @@ class Federation:
         self.choice = self.keys  # of batches; a device draws these from a secret of its own
         self.accounted = True  # False where a deployment derives its noise: that hides nothing
         dataset = dataset or experiment.task.data.load()
+        _require_finite(dataset.train.x)
         self.shards = self._deal(dataset)
         self.sizes = np.array([len(shard) for shard in self.shards], np.int64)
         self.starts = np.cumsum(self.sizes) - self.sizes
@@ -130,7 +131,9 @@ class Federation:
         out: Tensor | None = None,
     ) -> Tensor:
         """`rows` (k, w), or their sum, plus normal numbers of deviations (k,), a stream each; `out` may be `rows`."""
-        keys, deviation = self.keys.of(f"{purpose}/{call}", round, ids), deviations.tolist()
+        # gradients of a round are counted on, so that all of a purpose have streams of their own
+        at = round * self.experiment.method.steps + call
+        keys, deviation = self.keys.of(f"{purpose}/0", at, ids), deviations.tolist()
         out = torch.empty_like(rows) if out is None else out
         size = max(1, -(-len(ids) // max(torch.get_num_threads(), 1)), 2**17 // rows.shape[1])
         pieces = [slice(start, start + size) for start in range(0, len(ids), size)]
@@ -162,7 +165,7 @@ class Federation:
         if ledger is None or ledger.privacy.level != "central":
             return aggregate
         bound = experiment.method.message_bound
-        moved = bound and experiment.rule.sensitivity(bound, rows, experiment.assumed)
+        moved = bound and experiment.rule.sensitivity(bound, rows, min(experiment.suspected, rows - 1))
         assert moved is not None  # the experiment was checked
         deviation = aggregate.new_tensor([ledger.privacy.scale(ledger.plan, round) * moved])
         return self.blurred(aggregate[None], deviation, "central", round, np.array([SHARED]))[0]
@@ -244,6 +247,13 @@ class Steps(Batch):
     def split(self, steps: int) -> Iterator[Batch]:
         for place, weights in zip(*(t.unbind(1) for t in self.drawn), strict=True):
             yield self.fetch(place, weights)
+
+
+def _require_finite(x: Tensor) -> None:
+    """Raise `Invalid` for inputs that no clip can bound."""
+    if not x.sum().isfinite() and not x.isfinite().all():
+        first = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
+        raise Invalid(f"data: training example {first} holds NaN or Inf; allowed are finite inputs")
 
 
 def _computing(experiment: Experiment) -> int:

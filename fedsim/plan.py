@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,6 +59,7 @@ class Plan:
     clients: int  # honest ones, whose messages come together
     active: float  # the share of clients that take part in a round
     parameters: int
+    others: tuple[int, ...] = ()  # sizes of clients that may pay more than the smallest
 
     @classmethod
     def of(
@@ -80,4 +81,10 @@ class Plan:
             h,
             experiment.active / experiment.clients,
             parameters,
+            experiment.batches.unlike(sizes[sizes > 0]),
         )
+
+    def by_size(self) -> Iterator[Plan]:
+        """The plan of each client that may pay most."""
+        yield self
+        yield from (replace(self, smallest=m) for m in self.others)

@@ -146,10 +146,14 @@ class Privacy(Component):
             )
         return [valid[self.accountant]]
 
+    def paid(self, plan: Plan, rounds: frozenset[Rounds], z: float) -> set[tuple[Release, ...]]:
+        """All that clients who took part in these rounds may have paid."""
+        return {self.releases(own, each, z) for own in plan.by_size() for each in rounds}
+
     def _account(self, plan: Plan, rounds: frozenset[Rounds]) -> tuple[float, str]:
         """The lowest of the bounds in use on what the client pays that pays most, and whose bound it is."""
         z = self.multiplier(plan)
-        paid = {self.releases(plan, each, z) for each in rounds} or {()}
+        paid = self.paid(plan, rounds, z) or {()}
         bounds = [
             (max(_epsilon(a, each, self.delta) for each in paid), a.title) for a in self.accountants(plan)
         ]
@@ -166,10 +170,10 @@ def _calibrated(privacy: Privacy, plan: Plan) -> float:
     """The smallest noise multiplier with which an accountant in use keeps the budget."""
     assert privacy.epsilon is not None
 
-    def paid(z: float) -> set[tuple[Release, ...]]:
-        return {privacy.releases(plan, rounds, z) for rounds in plan.rounds}
-
-    return min(calibrate(a, paid, privacy.epsilon, privacy.delta) for a in privacy.accountants(plan))
+    return min(
+        calibrate(a, lambda z: privacy.paid(plan, plan.rounds, z), privacy.epsilon, privacy.delta)
+        for a in privacy.accountants(plan)
+    )
 
 
 # ---------------------------------------------------------------- where the noise goes

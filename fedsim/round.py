@@ -99,13 +99,13 @@ def finish(fed: Federation, server: Server, rows: Tensor, ids: Ids, round: int) 
     """
     experiment, method = fed.experiment, fed.experiment.method
     stage = (_in_memory if experiment.attacked == "memory" else _in_messages)(fed, server, rows, ids)
-    assumed = experiment.assumed
+    assumed = 0 if fed.pooled else experiment.assumed  # of one row, the mean of all, none may be Byzantine
     honest = experiment.honest if method.remembers else len(ids) - stage.f
     forged, memory, seed = stage.own, server.memory, fed.rule_seed(round)
     received = None
     if method.peer:
         chance = fed.keys.generator("received", round)
-        received = method.received(experiment.clients, honest, assumed, chance)
+        received = method.received(len(ids), honest, assumed, chance)
     if experiment.attack is not None and stage.f:
         granted = experiment.knowledge
         target = Target(
@@ -129,11 +129,15 @@ def finish(fed: Federation, server: Server, rows: Tensor, ids: Ids, round: int) 
         )
         forged, memory = experiment.attack.remember(view, memory)
     state, seen = stage.last(forged)
-    if received is not None:
-        models = experiment.rule.each(seen, assumed, received)
-        after = Server(method.update(state, models, round), None, memory)
-        return after, Seen(seen, honest, models[:honest].mean(0))
     generator = torch.Generator(fed.device).manual_seed(seed)
+    if received is not None:
+        models = experiment.rule.each(seen, assumed, received, generator=generator)
+        x = server.x.index_copy(
+            0, torch.from_numpy(ids).to(fed.device), models
+        )  # the others stay where they are
+        return Server(method.update(state, x, round), None, memory), Seen(
+            seen, honest, models[:honest].mean(0)
+        )
     aggregate = experiment.rule(seen, assumed, previous=server.previous, generator=generator)
     aggregate = fed.published(aggregate, len(ids) if fed.pooled else len(seen), round)
     return Server(method.update(state, aggregate, round), aggregate, memory), Seen(seen, honest, aggregate)

@@ -75,7 +75,12 @@ class Experiment(Component):
     @property
     def assumed(self) -> int:
         """f among these rows: the assumed share of all clients, rounded up. Missing replies do not lower it."""
-        return ceil((self.byzantine if self.f is None else self.f) * self.rows / self.clients)
+        return ceil(self.suspected * self.rows / self.clients)
+
+    @property
+    def suspected(self) -> int:
+        """f among all clients; a cohort may hold them all."""
+        return self.byzantine if self.f is None else self.f
 
     def _check_counts(self) -> None:
         if 2 * self.byzantine >= self.clients:
@@ -94,6 +99,11 @@ class Experiment(Component):
     def _check_attack(self) -> None:
         attack = self.attack
         if attack is None:
+            if self.dealt == "honest" and self.byzantine:
+                raise Invalid(
+                    f"dealt = 'honest' with attack = none: the {self.byzantine} Byzantine clients have nothing to "
+                    f"send; allowed is byzantine = 0 (with f = {self.suspected} for the rule), or dealt = 'all'"
+                )
             return
         name = type(attack).__name__
         if not self.byzantine:

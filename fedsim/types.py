@@ -187,9 +187,9 @@ class Rule(Component):
     ) -> Tensor:
         """Aggregate; `previous` (d,) is the last answer (None at first: zero), `generator` feeds random rules."""
 
-    def each(self, rows: Tensor, f: int, received: Tensor) -> Tensor:
+    def each(self, rows: Tensor, f: int, received: Tensor, *, generator: Generator | None = None) -> Tensor:
         """The answers (n, d) of n nodes, of which node i has the rows j with received[i, j]: (n, n) bool."""
-        return torch.stack([self(rows[has], f) for has in received])
+        return torch.stack([self(rows[has], f, generator=generator) for has in received])
 
     @abstractmethod
     def max_f(self, n: int) -> int:
@@ -237,9 +237,10 @@ class Target:
 
     def __call__(self, forged: Tensor) -> Tensor:
         """The aggregate; among peers the mean of the honest nodes' answers."""
-        if self.received is not None:
-            return self.rule.each(self.receive(forged), self.f, self.received)[: self.honest].mean(0)
         generator = Generator(forged.device).manual_seed(self.seed)
+        if self.received is not None:
+            models = self.rule.each(self.receive(forged), self.f, self.received, generator=generator)
+            return models[: self.honest].mean(0)
         return self.rule(self.receive(forged), self.f, previous=self.previous, generator=generator)
 
 

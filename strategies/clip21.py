@@ -87,8 +87,9 @@ class Clip21SGD2M(ByzClip21SGD2M):
         return {"x": x, "g": x.new_zeros(x.shape), "n": x.new_tensor(float(n))}
 
     def receive(self, state: State, rows: Tensor, ids: Tensor) -> tuple[State, Tensor]:
-        return state, rows * (len(ids) / state["n"])  # absent clients count as zero, as in the n-row memory
+        return {**state, "share": len(ids) / state["n"]}, rows
 
     def update(self, state: State, aggregate: Tensor, round: int) -> State:
-        g = state["g"] + self.beta_hat * aggregate
+        # absent clients count as zero, as in the n-row memory
+        g = state["g"] + self.beta_hat * state["share"] * aggregate
         return {**state, "g": g, "x": state["x"] - rate(self.lr, round) * g}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from fedsim.check import Invalid, Natural
 from fedsim.strategies.base import Stage, TwoHookMixer, TwoHookRule, solve
@@ -63,7 +63,7 @@ class NNA(TwoHookRule):
         most = super().max_f(n)
         return most if isinstance(self.pivot, int) else min(most, self.pivot.max_f(n))
 
-    def each(self, rows: Tensor, f: int, received: Tensor) -> Tensor:
+    def each(self, rows: Tensor, f: int, received: Tensor, *, generator: Generator | None = None) -> Tensor:
         """The answers (n, d) of n nodes, each with its own row as pivot: a step of peer-to-peer MoNNA.
 
         `received` (n, n) says in row i whose rows node i has, its own among them. Of k rows a node averages its own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Generator, Tensor
 
 from fedsim.check import NonNegative
@@ -22,14 +23,24 @@ class Noisy(TwoHookRule):
     random = True
 
     def answer(self, mixed: Mixed, f: int) -> Tensor:
+        width, short = (
+            mixed.rows.cached,
+            mixed.rows.short,
+        )  # of the rows alone: the noise is that of a place in them
+
+        def drawn(block: Tensor, start: int) -> Tensor:
+            generator = Generator(block.device).manual_seed(mixed.seed + start)
+            noise = block.new_empty(block.shape if short else block.T.shape).normal_(generator=generator)
+            return noise if short else noise.T  # as the block lies: elsewhere it would be slow to add
+
         def work(block: Tensor, columns: slice) -> Tensor:
-            generator = Generator(block.device).manual_seed(mixed.seed + columns.start)
-            shape = block.shape if block.stride(1) == 1 else block.T.shape
-            noise = block.new_empty(shape).normal_(generator=generator)  # slow where it is not contiguous
-            noise = noise if block.stride(1) == 1 else noise.T
+            parts = [
+                drawn(part, columns.start + i * width) for i, part in enumerate(block.split(width, dim=1))
+            ]
+            noise = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             return self.reduce(noise.mul_(self.noise).add_(block), f)
 
-        return mixed.vector(work)
+        return mixed.vector(work, width)
 
 
 @dataclass(frozen=True)

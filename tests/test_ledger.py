@@ -12,7 +12,7 @@ from fedsim.accounting import gaussian_epsilon
 from fedsim.batches import Batches, Epochs, Fixed, Full, Poisson
 from fedsim.check import Invalid
 from fedsim.datasets.load import Blobs
-from fedsim.datasets.split import IID
+from fedsim.datasets.split import IID, QuantitySkew
 from fedsim.federation import Federation
 from fedsim.ledger import Ledger
 from fedsim.models import Logistic
@@ -170,3 +170,31 @@ def test_a_cohort_pays_only_for_its_rounds_and_gets_less_noise():
     result = run(experiment(privacy=ExampleDP(clip=1.0, epsilon=1.0, delta=1e-3), cohort=2))
     assert result.summary["epsilon"] == pytest.approx(1.0)
     assert result.notes[0].endswith(f"; clients took part in {counts.min()} to {counts.max()} of 40 rounds")
+
+
+@pytest.mark.parametrize("seed", [0, 169])
+def test_with_epochs_every_client_pays_at_most_what_the_ledger_says(seed):
+    """Each by its own rounds and size: with seed 169 a larger client meets two epochs, the smallest would meet one."""
+    e = experiment(
+        task=Task(data=Blobs(train=2000), model=Logistic()),
+        split=QuantitySkew(2.0),
+        clients=3,
+        cohort=1,
+        batches=Epochs(70),
+        privacy=ExampleDP(clip=1.0, noise=1.0, delta=1e-4),
+        rounds=6,
+        seed=seed,
+    )
+    fed, took = Federation(e), {i: [] for i in range(3)}
+    ledger = fed.ledger
+    for t in range(e.rounds):
+        took[int(fed.cohort(t)[0])].append(t)
+        ledger = ledger.charge(fed.cohort(t))
+    own = [replace(ledger.plan, smallest=int(m), others=()) for m in fed.sizes]
+    paid = [e.privacy.spent(own[i], frozenset({tuple(rounds)})) for i, rounds in took.items() if rounds]
+    assert ledger.epsilon >= max(paid) * (1 - 1e-9)
+    epsilon = replace(e.privacy, noise=None, epsilon=1.0)
+    z = epsilon.multiplier(ledger.plan)
+    assert all(
+        replace(e.privacy, noise=z).spent(own[i], frozenset({tuple(r)})) <= 1 + 1e-6 for i, r in took.items()
+    )

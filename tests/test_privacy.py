@@ -16,13 +16,13 @@ from fedsim.check import Invalid
 from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import IID
 from fedsim.federation import Federation
-from fedsim.models import MLP, Logistic
+from fedsim.models import MLP
 from fedsim.plan import Plan
-from fedsim.privacy import CentralDP, ExampleDP, MessageDP, Quantile
+from fedsim.privacy import ExampleDP, MessageDP, Quantile
 from fedsim.runner import run
 from fedsim.schedule import InverseTime, Milestones
 from fedsim.spec import Experiment
-from fedsim.strategies import ByzClip21SGD2M, ByzClipSGD, FedAvg, FedSGD, Mean, Median
+from fedsim.strategies import FedAvg, FedSGD, Mean
 from fedsim.task import Task
 from fedsim.types import Batch
 
@@ -141,67 +141,6 @@ def test_automatic_accounting_is_the_lower_of_two_valid_bounds():
         assert ExampleDP(1.0, noise=noise).spent(fixed, rounds(100)) == min(bounds)
         assert ExampleDP(1.0, noise=noise, accountant="exact").spent(fixed, rounds(100)) == bounds[0]
         assert ExampleDP(1.0, noise=noise, accountant="rdp").spent(fixed, rounds(100)) == bounds[1]
-
-
-# ---------------------------------------------------------------- a trusted server
-def central(**changes):
-    base = Experiment(
-        task=Task(data=Blobs(), model=Logistic()),
-        split=IID(),
-        clients=8,
-        rule=Mean(),
-        method=ByzClipSGD(lr=0.5, tau=0.4),
-        privacy=CentralDP(noise=3.0, delta=0.01),
-        rounds=12,
-        evaluate_every=6,
-    )
-    return replace(base, **changes)
-
-
-def test_central_noise_is_on_the_mean_and_as_large_as_one_client_moves_it():
-    fed = Federation(central())
-    x = torch.zeros_like(fed.x0)
-    drawn = torch.stack([fed.published(x, 8, t) for t in range(400)])
-    assert float(drawn.std()) == pytest.approx(3.0 * 2 * 0.4 / 8, rel=0.02)
-    few = torch.stack([fed.published(x, 2, t) for t in range(400)])  # six clients did not answer
-    assert float(few.std()) == pytest.approx(3.0 * 2 * 0.4 / 2, rel=0.02)
-    assert not (fed.noisy(torch.zeros(8, fed.x0.numel()), "message", 0, np.arange(8)) != 0).any(), (
-        "clients of a trusted server add no noise"
-    )
-
-
-def test_a_secret_cohort_amplifies_and_all_pay_for_every_round():
-    cohort = run(central(cohort=2))
-    amplified = [Release(3.0, 12, "fixed", 0.25)]
-    assert cohort.summary["epsilon"] == min(exact(amplified, 0.01), rdp(amplified, 0.01))
-    everyone = run(central())
-    assert everyone.summary["epsilon"] == gaussian_epsilon(sqrt(12) / 3.0, 0.01) > cohort.summary["epsilon"]
-    assert "unit: one client, replace-one, exact Gaussian composition" in everyone.notes[0]
-
-
-def test_the_vector_engine_and_the_loop_publish_the_same():
-    models = [run(central(cohort=3), engine=engine).model for engine in ("loop", "vector")]
-    for a, b in zip(models[0].values(), models[1].values(), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rule": Median()}, "how far one client moves Median is not known"),
-        ({"method": ByzClip21SGD2M(lr=0.1, tau=0.1)}, "aggregates more than the messages of a round"),
-        ({"method": FedSGD(lr=0.1)}, "sends messages without a bound"),
-        ({"byzantine": 2, "f": 1}, "must assume all 2 Byzantine clients"),
-    ],
-)
-def test_a_trusted_server_needs_a_mean_of_bounded_messages(changes, message):
-    with pytest.raises(Invalid, match=message):
-        central(**changes)
-
-
-def test_a_delta_that_would_give_away_a_client_is_warned_about():
-    assert len(CentralDP(noise=3.0, delta=0.05).warnings(plan(clients=20))) == 1
-    assert CentralDP(noise=3.0, delta=0.04).warnings(plan(clients=20)) == []
 
 
 # ---------------------------------------------------------------- statements

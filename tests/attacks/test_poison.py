@@ -41,6 +41,16 @@ def test_the_backdoor_marks_its_share_and_nothing_else() -> None:
     assert torch.equal(one.y, done.y[0])
 
 
+def test_padding_is_not_an_example() -> None:
+    """A client poisons as much alone as beside one with a longer batch, and in each of its local steps."""
+    attack, weight = Backdoor(target=7, share=0.5), torch.zeros(2, 3, 8)
+    for i, steps in enumerate(((8, 1, 3), (0, 4, 5))):
+        for j, b in enumerate(steps):
+            weight[i, j, :b] = 0.1
+    y = attack.poison(Batch(torch.zeros(2, 3, 8, 6), torch.zeros(2, 3, 8, dtype=torch.int64), weight), 10).y
+    assert (y == 7).sum(-1).tolist() == [[4, 1, 2], [0, 2, 3]]  # ceil(b / 2)
+
+
 def test_the_trigger_on_test_inputs_and_on_plain_features() -> None:
     attack = Backdoor(size=1, value=9.0)
     assert (attack.trigger(torch.zeros(3, 2, 4, 4)) == 9).nonzero().tolist() == [

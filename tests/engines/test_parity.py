@@ -17,13 +17,15 @@ from fedsim.engines.vector import _sum
 from fedsim.federation import Federation
 from fedsim.models import MLP
 from fedsim.privacy import ExampleDP, MessageDP, Privacy, Quantile
-from fedsim.round import Server, finish
+from fedsim.round import Server, attempt, finish
+from fedsim.runner import run
 from fedsim.spec import Experiment
 from fedsim.states import States
 from fedsim.strategies import (
     NNA,
     NNM,
     Adam,
+    Bucketing,
     ByzClip21SGD2M,
     ByzClip21SGD2MPlus,
     ByzClipSGD,
@@ -36,6 +38,7 @@ from fedsim.strategies import (
     Mean,
     Median,
     MoNNA,
+    NoisyMedian,
     SafeDSHB,
     SignSGD,
     Signum,
@@ -157,6 +160,20 @@ def test_the_gradient_of_a_single_local_step_is_worked_out_once(monkeypatch: pyt
     assert len(calls) == 1
 
 
+def test_a_mean_that_expects_byzantine_clients_is_taken_of_all_messages() -> None:
+    agree(replace(experiment(FedSGD(lr=0.5), Mean(), None), byzantine=0, attack=None, f=2))
+
+
+@pytest.mark.parametrize("rule", [Chain(Bucketing(), Median()), NoisyMedian(noise=0.1)], ids=repr)
+def test_a_random_rule_among_peers_draws_from_its_address(rule: Rule) -> None:
+    e = replace(experiment(MoNNA(lr=0.5), rule, None), byzantine=1)
+    before = torch.get_rng_state()
+    agree(e)
+    first, again = (run(e, engine=engine).model for engine in ("vector", "loop"))
+    assert all(float((first[name] - again[name]).abs().max()) < 1e-6 for name in first)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("tau", [0.1, 1.5, 1e3])
 def test_clipped_gradients_are_added_up_before_they_are_written(tau: float) -> None:
     """Their norms follow from the layers, unless something is added to a gradient before it is clipped."""
@@ -207,3 +224,17 @@ def test_a_client_alone_answers_what_it_answers_among_others() -> None:
     fourth = {name: value[4:5] for name, value in states.items()}
     _, one = engines.get("loop")(fed, fourth, fed.x0, 0, np.array([4]))
     assert torch.equal(rows[4], one[0])
+
+
+def test_a_peer_whose_message_is_lost_stays_where_it_is() -> None:
+    """The others average what they have, each at its own place."""
+    e = experiment(MoNNA(lr=0.5), NNA(), None)
+    fed, ids = Federation(e), np.arange(9)
+    states, server = fed.client_states(), Server.start(fed)
+    server.state["x"].normal_(generator=torch.Generator().manual_seed(0))
+    _, rows = engines.get("loop")(fed, states, server.x, 0, ids)
+    there = np.delete(ids, 3)
+    after, _ = attempt(fed, server, rows[there], there, ids, 0)
+    mask = e.method.received(8, 6, 2, fed.keys.generator("received", 0))
+    assert torch.equal(after.x[there], e.rule.each(rows[there], 2, mask))
+    assert torch.equal(after.x[3], server.x[3])

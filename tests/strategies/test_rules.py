@@ -22,6 +22,8 @@ from fedsim.strategies import (
     Krum,
     MeanAroundMedian,
     Median,
+    NoisyMajorityVote,
+    NoisyMedian,
     TrimmedMean,
     columns,
 )
@@ -177,14 +179,23 @@ def test_blocks_and_threads_do_not_change_the_answer(claim: Claim, monkeypatch: 
 
 @pytest.mark.parametrize("n", [35, 100])
 @pytest.mark.parametrize(
-    "rule", [Median(), TrimmedMean(), MeanAroundMedian(), Chain(NNM(), TrimmedMean())], ids=repr
+    "rule",
+    [
+        Median(),
+        TrimmedMean(),
+        MeanAroundMedian(),
+        Chain(NNM(), TrimmedMean()),
+        NoisyMedian(),
+        NoisyMajorityVote(),
+    ],
+    ids=repr,
 )
 def test_wider_blocks_for_more_threads_do_not_change_the_answer(rule: Rule, n: int) -> None:
     x = torch.randn(n, 2 * columns.SHARED + 77, generator=torch.Generator().manual_seed(n))
-    one = rule(x, n // 5)
+    one = rule(x, n // 5, generator=torch.Generator().manual_seed(0))
     torch.set_num_threads(2)
     try:
-        assert torch.equal(one, rule(x, n // 5))
+        assert torch.equal(one, rule(x, n // 5, generator=torch.Generator().manual_seed(0)))
     finally:
         torch.set_num_threads(1)
 

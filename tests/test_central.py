@@ -1,0 +1,101 @@
+"""A trusted server: noise on the mean of the messages, as large as one client may move it."""
+
+from dataclasses import replace
+from math import sqrt
+
+import numpy as np
+import pytest
+import torch
+from test_privacy import plan
+
+from fedsim.accounting import Release, exact, gaussian_epsilon, rdp
+from fedsim.attacks import NaN
+from fedsim.check import Invalid
+from fedsim.datasets.load import Blobs
+from fedsim.datasets.split import IID
+from fedsim.federation import Federation
+from fedsim.models import Logistic
+from fedsim.privacy import CentralDP
+from fedsim.runner import run
+from fedsim.spec import Experiment
+from fedsim.strategies import ByzClip21SGD2M, ByzClipSGD, Clip21SGD2M, FedSGD, Mean, Median
+from fedsim.task import Task
+
+
+def central(**changes):
+    base = Experiment(
+        task=Task(data=Blobs(), model=Logistic()),
+        split=IID(),
+        clients=8,
+        rule=Mean(),
+        method=ByzClipSGD(lr=0.5, tau=0.4),
+        privacy=CentralDP(noise=3.0, delta=0.01),
+        rounds=12,
+        evaluate_every=6,
+    )
+    return replace(base, **changes)
+
+
+def test_central_noise_is_on_the_mean_and_as_large_as_one_client_moves_it():
+    fed = Federation(central())
+    x = torch.zeros_like(fed.x0)
+    drawn = torch.stack([fed.published(x, 8, t) for t in range(400)])
+    assert float(drawn.std()) == pytest.approx(3.0 * 2 * 0.4 / 8, rel=0.02)
+    few = torch.stack([fed.published(x, 2, t) for t in range(400)])  # six clients did not answer
+    assert float(few.std()) == pytest.approx(3.0 * 2 * 0.4 / 2, rel=0.02)
+    assert not (fed.noisy(torch.zeros(8, fed.x0.numel()), "message", 0, np.arange(8)) != 0).any(), (
+        "clients of a trusted server add no noise"
+    )
+
+
+def test_a_secret_cohort_amplifies_and_all_pay_for_every_round():
+    cohort = run(central(cohort=2))
+    amplified = [Release(3.0, 12, "fixed", 0.25)]
+    assert cohort.summary["epsilon"] == min(exact(amplified, 0.01), rdp(amplified, 0.01))
+    everyone = run(central())
+    assert everyone.summary["epsilon"] == gaussian_epsilon(sqrt(12) / 3.0, 0.01) > cohort.summary["epsilon"]
+    assert "unit: one client, replace-one, exact Gaussian composition" in everyone.notes[0]
+
+
+def test_the_vector_engine_and_the_loop_publish_the_same():
+    models = [run(central(cohort=3), engine=engine).model for engine in ("loop", "vector")]
+    for a, b in zip(models[0].values(), models[1].values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rule": Median()}, "how far one client moves Median is not known"),
+        ({"method": ByzClip21SGD2M(lr=0.1, tau=0.1)}, "aggregates more than the messages of a round"),
+        ({"method": FedSGD(lr=0.1)}, "sends messages without a bound"),
+        ({"byzantine": 2, "f": 1}, "must assume all 2 Byzantine clients"),
+    ],
+)
+def test_a_trusted_server_needs_a_mean_of_bounded_messages(changes, message):
+    with pytest.raises(Invalid, match=message):
+        central(**changes)
+
+
+def test_a_delta_that_would_give_away_a_client_is_warned_about():
+    assert len(CentralDP(noise=3.0, delta=0.05).warnings(plan(clients=20))) == 1
+    assert CentralDP(noise=3.0, delta=0.04).warnings(plan(clients=20)) == []
+
+
+def test_all_byzantine_clients_may_be_in_a_cohort_and_drop_out_of_the_mean():
+    e = central(clients=20, byzantine=4, cohort=5, attack=NaN(), privacy=CentralDP(noise=1.0, delta=0.01))
+    fed = Federation(e)
+    honest = [int((fed.cohort(t) < e.honest).sum()) for t in range(400)]
+    assert min(honest) < e.rows - e.assumed  # more Byzantine clients than on average
+    drawn = torch.stack([fed.published(torch.zeros_like(fed.x0), 5, t) for t in range(400)])
+    assert float(drawn.std()) == pytest.approx(2 * 0.4 / (5 - 4), rel=0.02)
+
+
+def test_the_mean_of_a_cohort_is_what_gets_the_noise():
+    method, rows, ids = Clip21SGD2M(lr=0.5, tau=0.4), torch.ones(5, 3), torch.arange(5)
+    state, seen = method.receive(method.server_init(torch.zeros(3), 50), rows, ids)
+    assert seen is rows  # of which one client moves the mean by 2 tau / 5 at most
+    moved = method.update(state, seen.mean(0), 0)["g"]
+    torch.testing.assert_close(
+        moved, torch.full((3,), method.beta_hat * 5 / 50)
+    )  # absent clients count as zero
