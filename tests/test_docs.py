@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -22,6 +23,9 @@ PAGES = [
     "tutorial.md",
     *(f"how-to/{file.name}" for file in sorted((DOCS / "how-to").glob("*.md"))),
 ]
+BENCH = DOCS / "results" / "bench"
+SYSTEMS = {"pfl": "pfl-research", "byzfl": "ByzFL", "flower": "Flower on Ray", "opacus hooks": "Opacus, hooks",
+           "opacus ghost": "Opacus, ghost"}  # fmt: skip
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.DOTALL | re.MULTILINE)
 
 
@@ -66,3 +70,40 @@ def test_every_component_has_a_page() -> None:
         if isinstance(getattr(recipes, name)(), Study):
             assert pages[f"studies/{name}.md"].startswith(f"# {name}\n")
             assert f"(studies/{name}.md)" in pages["studies.md"]
+
+
+def measured(file: str) -> dict[tuple[str, str], dict[str, float]]:
+    lines = map(json.loads, (BENCH / file).read_text().splitlines())
+    return {(SYSTEMS.get(line["system"], line["system"]), line["workload"]): line for line in lines}
+
+
+@pytest.mark.parametrize(("heading", "file"), [("One thread", "one-thread"), ("Two threads", "two-threads")])
+def test_the_tables_of_rounds_are_what_was_measured(heading: str, file: str) -> None:
+    page = (DOCS / "performance.md").read_text()
+    section = page[page.index("\n| |", page.index(f"\n## {heading}\n")) :].strip().split("\n\n")[0]
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines()]
+    found, checked = measured(f"{file}.jsonl"), 0
+    for system, *cells in rows:
+        for workload, cell in zip(header[1:], cells, strict=True):
+            line = found.get((system, workload), {})
+            expected = (
+                f"{line['over_floor']:.3g} ({line['seconds_per_round']:.3g} s)"
+                if "over_floor" in line
+                else ""
+            )
+            assert cell == expected, (system, workload)
+            checked += cell != ""
+    assert checked == sum("over_floor" in line for line in found.values())
+
+
+def test_the_readme_says_what_was_measured_on_two_cores() -> None:
+    w1 = {
+        system: line for (system, workload), line in measured("two-threads.jsonl").items() if workload == "W1"
+    }
+    ours, peers = w1["fedsim vector"], (w1[name] for name in ("ByzFL", "pfl-research", "Flower on Ray"))
+    times = [ours["over_floor"], *(peer["seconds_per_round"] / ours["seconds_per_round"] for peer in peers)]
+    words = (
+        "as long as {:.2g} plain passes over their batches; with ByzFL {:.2g} times as long, "
+        "with pfl-research {:.2g}, with Flower {:.2g} ("
+    )
+    assert words.format(*times) in " ".join((DOCS.parent / "README.md").read_text().split())
