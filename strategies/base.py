@@ -30,7 +30,7 @@ from fedsim.strategies.mixed import Mixed
 from fedsim.types import Mixer, Rule
 
 T = TypeVar("T")
-MANY = 8  # zeros to a weight, from which on they are skipped
+MANY = 8  # entries to a weight that is not zero: from so many on zeros are skipped
 LOOKED_AT = 2**12  # columns that tell the weight of a row
 
 
