@@ -62,7 +62,11 @@ class Record:
     @property
     def finished(self) -> bool:
         """Whether the run came to its end: its model is written last."""
-        return (self.folder / "model.pt").exists()
+        return self.model.exists()
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model.pt"
 
     def _manifest(self) -> dict[str, Any] | None:
         try:
@@ -75,10 +79,11 @@ class Record:
         return manifest
 
     def checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, and the metrics cut back to it."""
+        """The last checkpoint, and the metrics cut back to it; without one the run begins anew."""
         path, metrics = self.folder / "checkpoint.pt", self.folder / "metrics.jsonl"
         if not path.exists():
-            metrics.unlink(missing_ok=True)
+            for stale in (self.model, metrics):
+                stale.unlink(missing_ok=True)
             return None
         try:
             saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -93,16 +98,16 @@ class Record:
         return saved
 
     def save(self, checkpoint: dict[str, Any]) -> None:
-        """Replace the checkpoint; the metrics written so far belong to it."""
+        """Replace the checkpoint; the first `metrics_bytes` of the metrics belong to it."""
         with writing(self.folder):
-            metrics = self.folder / "metrics.jsonl"
-            size = _flushed(metrics)
-            saved = {**checkpoint, "metrics_bytes": size, "fingerprint": self.fingerprint}
-            self._save_torch("checkpoint.pt", saved)
+            _flush(self.folder / "metrics.jsonl")
+            self._save_torch("checkpoint.pt", {**checkpoint, "fingerprint": self.fingerprint})
 
-    def append(self, line: Metrics) -> None:
-        with writing(self.folder), (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    def append(self, line: Metrics) -> int:
+        """One more line of metrics; returns their bytes with it."""
+        with writing(self.folder), (self.folder / "metrics.jsonl").open("ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
+            return file.tell()
 
     def save_model(self, state_dict: dict[str, torch.Tensor]) -> None:
         """The model at the end; the clients' states are of no more use."""
@@ -148,13 +153,11 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def _flushed(path: Path) -> int:
-    """The bytes of a file, all of them on disk; 0 where there is none."""
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return os.fstat(file.fileno()).st_size
+def _flush(path: Path) -> None:
+    """Have a file on disk, where there is one."""
+    if path.exists():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _describe(experiment: Experiment) -> dict[str, Any]:
