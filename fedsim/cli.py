@@ -129,7 +129,8 @@ def report(
     """Write a report: one page that needs nothing else, the figures as files, the table as CSV and LaTeX."""
     from fedsim.experiments.report import report
 
-    typer.echo(f"page     {report(folder, out, small)}")
+    page = report(folder, out, small, tell=lambda line: typer.echo(f"fedsim: {line}", err=True))
+    typer.echo(f"page     {page}")
 
 
 @app.command(name="list")

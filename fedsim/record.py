@@ -23,6 +23,8 @@ from fedsim.check import Invalid
 from fedsim.spec import Experiment
 
 Metrics = dict[str, Any]
+MEASURED = {"round", "accuracy", "loss", "seconds"}  # in every line of metrics
+ANEW = "where its folder is removed, the run begins anew"
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,7 @@ class Record:
 
         Raises `Invalid` where the folder holds another experiment's record, or cannot be written.
         """
-        record = cls(folder, experiment.fingerprint)
-        manifest = record._manifest()
+        record, manifest = cls(folder, experiment.fingerprint), read_manifest(folder)
         if manifest is not None and manifest["fingerprint"] != experiment.fingerprint:
             raise Invalid(
                 f"out = {folder}: holds the record of experiment {manifest['fingerprint']}, not of "
@@ -68,33 +69,29 @@ class Record:
     def model(self) -> Path:
         return self.folder / "model.pt"
 
-    def _manifest(self) -> dict[str, Any] | None:
-        try:
-            manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())
-            manifest["fingerprint"]
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Invalid(f"out = {self.folder}: not a record's folder (manifest.json: {error})") from None
-        return manifest
-
     def checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint, and the metrics cut back to it; without one the run begins anew."""
         path, metrics = self.folder / "checkpoint.pt", self.folder / "metrics.jsonl"
         if not path.exists():
+            self.metrics()  # where they are damaged, that is said, and nothing removed
             for stale in (self.model, metrics):
                 stale.unlink(missing_ok=True)
             return None
         try:
             saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            fingerprint, size = saved["fingerprint"], saved["metrics_bytes"]
         except Exception as error:
-            raise Invalid(f"{path}: not a readable checkpoint ({error})") from None
-        if saved.get("fingerprint") != self.fingerprint:
-            raise Invalid(
-                f"{path}: a checkpoint of experiment {saved.get('fingerprint')}, not of {self.fingerprint}"
-            )
+            why = str(error).partition(". ")[0]  # torch goes on with advice that is unsafe to follow
+            raise Invalid(f"{path}: not a readable checkpoint ({why}); {ANEW}") from None
+        if fingerprint != self.fingerprint:
+            raise Invalid(f"{path}: a checkpoint of experiment {fingerprint}, not of {self.fingerprint}")
         with writing(self.folder):
-            write_whole(metrics, metrics.read_bytes()[: saved["metrics_bytes"]] if metrics.exists() else b"")
+            held = metrics.read_bytes() if metrics.exists() else b""
+            if len(held) < size:
+                raise Invalid(
+                    f"{metrics}: holds {len(held)} of the {size} bytes that the checkpoint beside it counts on; {ANEW}"
+                )
+            write_whole(metrics, held[:size])
         return saved
 
     def save(self, checkpoint: dict[str, Any]) -> None:
@@ -116,13 +113,37 @@ class Record:
             self.states.unlink(missing_ok=True)
 
     def metrics(self) -> list[Metrics]:
+        """The lines that are whole; raises `Invalid` where they are no metrics, or a finished run has none."""
         path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        try:
+            text = path.read_text() if path.exists() else ""
+            lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+            if not all(isinstance(line, dict) and line.keys() >= MEASURED for line in lines):
+                raise ValueError(f"each line must have {', '.join(sorted(MEASURED))}")
+            if self.finished and not lines:
+                raise ValueError("no line, and the run is over")
+        except (OSError, ValueError) as error:
+            raise Invalid(f"{path}: not the metrics of a run ({error}); {ANEW}") from None
+        return lines
 
     def _save_torch(self, name: str, value: object) -> None:
         buffer = BytesIO()
         torch.save(value, buffer)
         write_whole(self.folder / name, buffer.getvalue())
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What a record's folder says of its run; None where it holds no record, `Invalid` where that is damaged."""
+    path = folder / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        if not (isinstance(manifest["fingerprint"], str) and isinstance(manifest["experiment"], dict)):
+            raise TypeError("fingerprint and experiment must be text and a table")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Invalid(f"{path}: not the manifest of a run ({error}); {ANEW}") from None
+    return manifest
 
 
 @contextmanager

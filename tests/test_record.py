@@ -174,14 +174,29 @@ def test_another_experiment_s_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match=f"a checkpoint of experiment {PRIVATE.fingerprint}"):
         run(replace(PRIVATE, seed=1), out=tmp_path / "b", resume=True)
     (tmp_path / "b" / "checkpoint.pt").write_bytes(b"PK not a checkpoint")
-    with pytest.raises(Invalid, match="not a readable checkpoint"):
+    with pytest.raises(Invalid, match="not a readable checkpoint") as error:
         run(replace(PRIVATE, seed=1), out=tmp_path / "b", resume=True)
+    assert "weights_only" not in str(error.value)  # torch's advice, which runs whatever the file says
 
 
 def test_a_folder_that_is_no_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("[]")
-    with pytest.raises(Invalid, match="not a record's folder"):
+    with pytest.raises(Invalid, match=r"manifest\.json: not the manifest of a run"):
         run(PRIVATE, out=tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "", "garbage\n", "garbage\n" * 1000, "3\n" * 1000])
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_damaged_metrics_are_refused_by_name(tmp_path: Path, content: str | None, checkpoint: bool) -> None:
+    """Without its checkpoint, as a sweep leaves it, a run that is over would otherwise begin anew."""
+    run(PRIVATE, out=tmp_path)
+    if not checkpoint:
+        (tmp_path / "checkpoint.pt").unlink()
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.unlink() if content is None else metrics.write_text(content)
+    with pytest.raises(Invalid, match=rf"^{metrics}: .* folder is removed, the run begins anew$"):
+        run(PRIVATE, out=tmp_path, resume=True)
+    assert (tmp_path / "model.pt").exists()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
