@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from fedsim import codec
 from fedsim.check import Component, Invalid
 from fedsim.record import Metrics, Record, read_manifest
 from fedsim.spec import Experiment
@@ -37,7 +38,7 @@ class Run:
         manifest = read_manifest(folder) or {}
         record = Record(folder, manifest["fingerprint"])
         try:
-            experiment = Experiment.from_dict(manifest["experiment"])
+            experiment = codec.decode(Experiment, manifest["experiment"], own=True)
         except Invalid as error:
             raise Invalid(f"{folder / 'manifest.json'}: {error}") from None
         return cls(record, experiment, record.metrics())
@@ -48,7 +49,8 @@ def load(folder: Path | str) -> pd.DataFrame:
 
     Columns: the labels of a sweep's axes; `experiment`, the fingerprint; every field of the experiment by its dotted
     path, components also whole, as an expression such as Chain(NNM(), Median()); then the metrics of the round.
-    Raises `Invalid` where the folder holds no records, or a damaged one.
+    Components of one's own are found again: the modules that records name are imported, also from the working
+    directory. Raises `Invalid` where the folder holds no records, or a damaged one.
     """
     return framed(Path(folder), recorded(Path(folder)))
 

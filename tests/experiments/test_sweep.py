@@ -227,6 +227,42 @@ def test_a_damaged_trial_is_out_of_its_search(tmp_path: Path) -> None:
     assert set(load(tmp_path)["method.lr"]) == {1e-9}
 
 
+OWN = """
+from dataclasses import dataclass, replace
+from fedsim.attacks import IPM
+from fedsim.strategies import Median
+from test_sweep import SMALL
+
+@dataclass(frozen=True)
+class Rule(Median):
+    pass
+
+@dataclass(frozen=True)
+class Attack(IPM):
+    pass
+
+def experiment():
+    return replace(SMALL, rule=Rule(), attack=Attack(1.0))
+"""
+
+
+def test_records_of_components_of_one_s_own_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a process that has not imported them; from where their module is not, the sentence says so."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owned.py").write_text(OWN)
+    (tmp_path / "study.toml").write_text('base = "owned:experiment"\n[axes]\nrule = ["owned:Rule", "Mean"]')
+    Sweep(tmp_path / "out", crew=inline)(resolve_study("study.toml", [], ["seed=0;1"], False))
+    monkeypatch.delitem(sys.modules, "owned")
+    assert CliRunner().invoke(app, ["report", "out"]).exit_code == 0
+    assert set(load("out")["rule"]) == {"owned:Rule", "Mean"}
+    monkeypatch.delitem(sys.modules, "owned")
+    (tmp_path / "owned.py").unlink()
+    with pytest.raises(Invalid, match=r"manifest.json: attack = 'owned:Attack': cannot be imported"):
+        load("out")
+
+
 def test_a_frame_of_single_runs(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="no records"):
         load(tmp_path)
