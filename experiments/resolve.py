@@ -24,7 +24,7 @@ def resolve(what: str, changes: Sequence[str] = (), seed: int | None = None) -> 
         raise Invalid(f"experiment = {what!r}: is a study of many experiments; fedsim sweep {what} runs it")
     comparison = found if isinstance(found, Comparison) else Comparison(found)
     main = change(comparison.main, [*changes, *([f"seed={seed}"] if seed is not None else [])])
-    return Comparison(main, comparison.label, comparison.beside)
+    return dataclasses.replace(comparison, main=main)
 
 
 def change(experiment: Experiment, changes: Sequence[str]) -> Experiment:
