@@ -121,6 +121,10 @@ def test_show_split(fedsim: Command, tmp_path: Path) -> None:
         (["run", "nowhere:f"], "cannot be imported"),
         (["list", "rulez"], "did you mean rules?"),
         (["show", "Krumm"], "did you mean Krum?"),
+        (
+            ["bench", "kappa", "--n", "6", "--d", "5", "--f", "3"],
+            "f = 3: must be at least 1 and below half of n = 6",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
@@ -149,6 +153,13 @@ def test_bench_prints_a_line_for_each_measurement(fedsim: Command) -> None:
     timed = {line["rule"] for line in lines if line["seconds"]}
     assert {"Median", "Krum", "NNM", "NNM + Median"} <= timed
     assert fedsim("bench", "rounds", "--workload", "W9").exit_code == 2
+
+
+@pytest.mark.parametrize("words", [("rules", "--n", "0"), ("rules", "--d", "0"), ("kappa", "--f", "0")])
+def test_a_benchmark_of_nothing_is_refused(fedsim: Command, words: tuple[str, ...]) -> None:
+    done = fedsim("bench", *words)
+    assert done.exit_code == 2
+    assert "x>=1" in done.stderr
 
 
 def test_bench_rounds(fedsim: Command, data_folder: Path) -> None:
