@@ -14,6 +14,7 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
+from fedsim import __version__
 from fedsim.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +46,11 @@ def test_help_is_quick() -> None:
         return time.perf_counter() - began
 
     assert min(once() for _ in range(5)) < 0.5
+
+
+def test_version(fedsim: Command) -> None:
+    done = fedsim("--version")
+    assert (done.exit_code, done.stdout) == (0, f"fedsim {__version__}\n")
 
 
 def test_run_leaves_a_record_and_a_picture_and_prints_json(fedsim: Command, tmp_path: Path) -> None:
@@ -112,6 +118,10 @@ def test_show_split(fedsim: Command, tmp_path: Path) -> None:
         (["run", "quickstart", "--set", "byzantine=13"], "byzantine = 13: at most 12"),
         (["run", "quickstart", "--set", "privacy.epsilon=-1"], "must be greater than 0"),
         (["run", "quickstart", "--engine", "warp"], "engine = 'warp'"),
+        (
+            ["run", "quickstart", "--ray-address", "auto"],
+            "ray_address = 'auto' with engine = 'vector': allowed only",
+        ),
         (["run", "quickstart", "--device", "cuda:99"], "device = 'cuda:99'"),
         (
             ["run", "quickstart", "--set", "clients=2000", "--set", "byzantine=0", "--set", "attack=none"],
