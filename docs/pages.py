@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import posixpath
 import re
 import textwrap
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from fedsim.experiments.study import Study
 
 FIRST = ("surface", "privacy", "attack-rule", "f-split", "accuracy", "")  # the order of pictures
 RESULTS = Path(__file__).parent / "results"  # of `fedsim report --small`, each with a text.md
+LINK = re.compile(r"\]\((?!http|#)([^)]+)\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -110,7 +112,7 @@ def measured(name: str) -> list[str]:
             table, place = pd.read_csv(folder / "table.csv"), f"../results/{folder.name}"
             parts += [f"## {title}", facts(table)]
             parts += [f"[The report]({place}/index.html)."] if (folder / "index.html").exists() else []
-            parts += [(folder / "text.md").read_text().strip()] if (folder / "text.md").exists() else []
+            parts += [moved(folder / "text.md")] if (folder / "text.md").exists() else []
             pictures = [file.name for start in FIRST for file in sorted(folder.glob(f"{start}*.svg"))]
             parts += [f"![{name}]({place}/{picture})" for picture in dict.fromkeys(pictures)]
             for file in sorted(folder.glob("*.csv")):
@@ -118,6 +120,17 @@ def measured(name: str) -> list[str]:
                     parts += [f"By `{file.stem}` of the recipe's module:", markdown(pd.read_csv(file))]
             parts += ['??? note "All cells"', textwrap.indent(markdown(table), "    ")]
     return parts
+
+
+def moved(text: Path) -> str:
+    """A text of results as part of its study's page: links from where it lies become links from there."""
+
+    def link(match: re.Match[str]) -> str:
+        target = posixpath.normpath(f"results/{text.parent.name}/{match[1]}")
+        target = re.sub(r"^results/(.+?)(-reduced)?/text\.md$", r"studies/\1.md", target)
+        return f"]({posixpath.relpath(target, 'studies')})"
+
+    return LINK.sub(link, text.read_text().strip())
 
 
 def facts(table: pd.DataFrame) -> str:

@@ -132,8 +132,8 @@ def absent(
 @app.command()
 @guarded
 def rules(
-    n: Annotated[list[int], typer.Option(help="Rows; repeat.")] = [10, 50, 200],
-    d: Annotated[list[int], typer.Option(help="Columns; repeat.")] = [100_000, 1_000_000],
+    n: Annotated[list[int], typer.Option(min=1, help="Rows; repeat.")] = [10, 50, 200],
+    d: Annotated[list[int], typer.Option(min=1, help="Columns; repeat.")] = [100_000, 1_000_000],
     against: Annotated[str | None, typer.Option(help="byzfl, where it is installed.")] = None,
     threads: Threads = 1,
     device: Device = "cpu",
@@ -170,7 +170,9 @@ def gradients(
 def kappa(
     n: Annotated[int, typer.Option(min=3, help="Rows.")] = 20,
     d: Annotated[int, typer.Option(min=1, help="Columns.")] = 30,
-    f: Annotated[list[int] | None, typer.Option(help="Byzantine rows; repeat (default: 1 to n/2).")] = None,
+    f: Annotated[
+        list[int] | None, typer.Option(min=1, help="Byzantine rows; repeat (default: all below n/2).")
+    ] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw the table over f into this file.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -64,10 +64,14 @@ def bench_kappa(
 
     s is the mean of the n - f honest rows, normal ones around a mean of length sqrt(d) / 2; the largest over attacks
     and `seeds`. `kappa` is its proven bound, where there is one: a rule above it is wrong, and one far below it may be
-    better than is proven, or not yet attacked well enough.
+    better than is proven, or not yet attacked well enough. Raises `Invalid` for an f that is no minority.
     """
+    allowed = range(1, (n + 1) // 2)
+    for f in fs or ():
+        if f not in allowed:
+            raise Invalid(f"f = {f}: must be at least 1 and below half of n = {n}")
     for name, rule in rules.items():
-        for f in range(1, (n + 1) // 2) if fs is None else fs:
+        for f in allowed if fs is None else fs:
             if f > rule.max_f(n):
                 continue
             tried = ((label, seed) for label in attacks for seed in seeds)

@@ -6,6 +6,8 @@ import dataclasses
 import inspect
 import math
 import re
+import shlex
+import textwrap
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -67,7 +69,9 @@ def run_command(
 
     main = results[comparison.label]
     picture = Path(main.summary["out"]) / "picture.png"
-    figures.curves(results, picture, title=f"fedsim run {what}")
+    seeded = ["--seed", str(seed)] if seed is not None else []
+    words = ["fedsim", "run", what, *(word for text in changes for word in ("--set", text)), *seeded]
+    figures.curves(results, picture, title=textwrap.fill(shlex.join(words), 80))
     summary = main.summary | {"picture": str(picture)}
     if not quiet:
         _print(results, summary)

@@ -5,18 +5,43 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from fedsim import codec
 from fedsim.check import Component, Invalid
-from fedsim.record import Record
+from fedsim.record import Metrics, Record, read_manifest
 from fedsim.spec import Experiment
 
 STUDY = "study.json"  # what a sweep wants: its cells by label and fingerprint, and its command
 FAILURE = "failure.txt"  # why a cell came to nothing, in the folder of its record
+
+
+Skip = Callable[[Invalid], object]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the record of a run holds. A later version may have new fields: the recorded fingerprint counts."""
+
+    record: Record
+    experiment: Experiment
+    lines: Sequence[Metrics]
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Raises `Invalid` where the record is damaged."""
+        manifest = read_manifest(folder) or {}
+        record = Record(folder, manifest["fingerprint"])
+        try:
+            experiment = codec.decode(Experiment, manifest["experiment"], own=True)
+        except Invalid as error:
+            raise Invalid(f"{folder / 'manifest.json'}: {error}") from None
+        return cls(record, experiment, record.metrics())
 
 
 def load(folder: Path | str) -> pd.DataFrame:
@@ -24,38 +49,54 @@ def load(folder: Path | str) -> pd.DataFrame:
 
     Columns: the labels of a sweep's axes; `experiment`, the fingerprint; every field of the experiment by its dotted
     path, components also whole, as an expression such as Chain(NNM(), Median()); then the metrics of the round.
-    Raises `Invalid` where the folder holds no records.
+    Components of one's own are found again: the modules that records name are imported, also from the working
+    directory. Raises `Invalid` where the folder holds no records, or a damaged one.
     """
-    folder = Path(folder)
+    return framed(Path(folder), recorded(Path(folder)))
+
+
+def framed(folder: Path, runs: Sequence[Run]) -> pd.DataFrame:
+    """The frame of these runs, which lie in a folder."""
     labels = _labels(folder)
     blocks = []
-    for record, experiment in records(folder):  # by recorded fingerprints: later versions may have new fields
-        lines = record.metrics()
-        facts = flat(experiment)
-        for named in labels.get(record.fingerprint, [{}]):
-            head = {**named, "experiment": record.fingerprint, **facts}
-            head |= {name: label for name, label in named.items() if not _says(facts.get(name), label)}
-            blocks.append(pd.DataFrame([{**head, **line} for line in lines]))
+    for run in runs:
+        facts, name = flat(run.experiment), run.record.fingerprint
+        for named in labels.get(name, [{}]):
+            head = {**named, "experiment": name, **facts}
+            head |= {axis: label for axis, label in named.items() if not _says(facts.get(axis), label)}
+            blocks.append(pd.DataFrame([{**head, **line} for line in run.lines]))
     if not blocks:
         raise Invalid(f"{folder}: holds no records of runs")
     return pd.concat([block for block in blocks if len(block)] or blocks, ignore_index=True)
 
 
-def records(folder: Path) -> Iterator[tuple[Record, Experiment]]:
-    """The records right in a folder: of a sweep those of its cells, in their order, otherwise all by name.
+def recorded(folder: Path, skip: Skip | None = None) -> list[Run]:
+    """The runs recorded right in a folder: of a sweep those of its cells, in their order, otherwise all by name.
 
-    What an earlier form of the study has left there stays on the disk, and out of tables and figures.
+    What an earlier form of the study has left there stays on the disk, and out of tables and figures. What is wrong
+    with a damaged record is given to `skip`, and raised where there is none.
     """
     found = {path.parent.name: path.parent for path in sorted(folder.glob("*/manifest.json"))}
+    read = []
     for name in [name for name in _labels(folder) if name in found] or found:
-        manifest = json.loads((found[name] / "manifest.json").read_text())
-        yield Record(found[name], manifest["fingerprint"]), Experiment.from_dict(manifest["experiment"])
+        try:
+            read.append(Run.read(found[name]))
+        except Invalid as error:
+            if skip is None:
+                raise
+            skip(error)
+    return read
 
 
 def study(folder: Path) -> dict[str, Any]:
     """What the sweep in a folder was asked to do; empty where there was none."""
     path = folder / STUDY
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise Invalid(
+            f"{path}: not the description of a sweep ({error}); the sweep writes it again"
+        ) from None
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -26,13 +26,21 @@ INKS = {
 }
 
 
-def report(folder: Path, out: Path | None = None, small: bool = False) -> Path:
+def report(
+    folder: Path,
+    out: Path | None = None,
+    small: bool = False,
+    tell: Callable[[str], object] = lambda line: None,
+) -> Path:
     """Write OUT, by default FOLDER/report (index.html, figures, tables), and return the page.
 
     `small` leaves a few figures as SVG beside the page, which has them all: what is worth keeping under version
-    control. Raises `Invalid` where there are no records.
+    control. Damaged records are left out, which the page says, and `tell` is told. Raises `Invalid` where there are no
+    others.
     """
     results = Results.of(folder)
+    for left_out in _damaged(results):
+        tell(left_out)
     out = out or folder / "report"
     found = [section for make in sections.ALL if (section := make(results))]
     content: dict[str, bytes] = {}
@@ -94,7 +102,12 @@ def _notes(results: Results) -> str:
     missing = sections.missing(results)
     if missing:
         notes.append(f"{missing} of {len(results.study['cells'])} cells have no finished run yet.")
+    notes += _damaged(results)
     return "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>" if notes else ""
+
+
+def _damaged(results: Results) -> list[str]:
+    return [f"left out: {error}" for error in results.damaged]
 
 
 def _section(section: Section, results: Results, beside: Sequence[str]) -> str:

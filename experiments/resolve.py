@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim import codec
+from fedsim import catalog, codec
 from fedsim.check import Invalid, nearest
 from fedsim.codec import read_toml
 from fedsim.experiments import recipes
@@ -26,7 +24,7 @@ def resolve(what: str, changes: Sequence[str] = (), seed: int | None = None) -> 
         raise Invalid(f"experiment = {what!r}: is a study of many experiments; fedsim sweep {what} runs it")
     comparison = found if isinstance(found, Comparison) else Comparison(found)
     main = change(comparison.main, [*changes, *([f"seed={seed}"] if seed is not None else [])])
-    return Comparison(main, comparison.label, comparison.beside)
+    return dataclasses.replace(comparison, main=main)
 
 
 def change(experiment: Experiment, changes: Sequence[str]) -> Experiment:
@@ -54,29 +52,17 @@ def _find(what: str, reduced: bool = False) -> Experiment | Comparison | Study:
     if what.endswith(".toml"):
         table = read_toml(Path(what))
         if "base" not in table:
-            return Experiment.from_dict(table)
+            return codec.decode(Experiment, table, own=True)
         base = resolve(str(table.pop("base")), table.pop("set", ())).main
         return from_table(base, table)
     if ":" in what:
-        return _call(_imported(what), what, reduced)
+        found = catalog.imported(what, "experiment")
+        if not callable(found):
+            raise Invalid(f"experiment = {what!r}: must be a function that returns an Experiment")
+        return _call(found, what, reduced)
     if what not in recipes.__all__:
         raise Invalid(f"experiment = {what!r}: no such recipe; {nearest(what, recipes.__all__)}")
     return _call(getattr(recipes, what), what, reduced)
-
-
-def _imported(what: str) -> Callable[[], Any]:
-    module, _, name = what.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise Invalid(f"experiment = {what!r}: cannot be imported ({error})") from None
-    finally:
-        sys.path.pop(0)
-    if not callable(found):
-        raise Invalid(f"experiment = {what!r}: must be a function that returns an Experiment")
-    function: Callable[[], Any] = found
-    return function
 
 
 def _call(function: Callable[..., Any], what: str, reduced: bool) -> Experiment | Comparison | Study:

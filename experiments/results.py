@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from fedsim.experiments.load import load, records, study
+from fedsim.check import Invalid
+from fedsim.experiments.load import Run, framed, recorded, study
 
 # What runs of one folder may differ in, where no sweep says along which axes; parts of a field follow it.
 FIELDS = (
@@ -34,23 +35,32 @@ MANY = 8  # more lines than that go into figures of their own
 
 @dataclass(frozen=True)
 class Results:
-    """Runs with their axes, `seed` not among them: figures and tables are over seeds."""
+    """Runs with their axes, `seed` not among them: figures and tables are over seeds.
+
+    damaged: what is wrong with the records that are left out.
+    """
 
     folder: Path
+    runs: Sequence[Run]
     frame: pd.DataFrame
     axes: tuple[str, ...]
     study: dict[str, Any]
+    damaged: Sequence[Invalid] = ()
 
     @classmethod
     def of(cls, folder: Path) -> Results:
-        """Raises `Invalid` where the folder holds no records."""
-        frame, about = load(folder).copy(), study(folder)
+        """Raises `Invalid` where the folder holds no records that can be read."""
+        damaged: list[Invalid] = []
+        found, about = recorded(folder, damaged.append), study(folder)
+        if damaged and not found:
+            raise damaged[0]
+        frame = framed(folder, found)
         candidates = [name for name in about.get("axes", FIELDS) if name in frame and name != "seed"]
         axes = tuple(name for name in candidates if frame[name].nunique(dropna=False) > 1)
         for axis in axes:
             if frame[axis].isna().any():
                 frame[axis] = frame[axis].astype(object).fillna("none")
-        return cls(folder, frame, axes, about)
+        return cls(folder, found, frame, axes, about, damaged)
 
     @property
     def command(self) -> str:
@@ -60,7 +70,7 @@ class Results:
     @cached_property
     def final(self) -> pd.DataFrame:
         """The last line of each finished run, of each where none is yet, its accuracy scored as the study says."""
-        done = [record.fingerprint for record, _ in records(self.folder) if record.finished]
+        done = [run.record.fingerprint for run in self.runs if run.record.finished]
         frame = self.frame[self.frame["experiment"].isin(done)] if done else self.frame
         runs = frame.groupby(["experiment", *self.axes], sort=False)
         last = runs.tail(1)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 
 import pandas as pd
 import torch
@@ -14,7 +15,7 @@ from pandas.api.types import is_numeric_dtype
 from fedsim.check import Invalid
 from fedsim.datasets.describe import table
 from fedsim.experiments import plots
-from fedsim.experiments.load import expression, records
+from fedsim.experiments.load import expression
 from fedsim.experiments.plots import Plot
 from fedsim.experiments.results import MANY, Results
 from fedsim.federation import deal
@@ -147,7 +148,8 @@ def cost(results: Results) -> Section:
 def splits(results: Results) -> Section | None:
     """Who holds what, as far as the data are at hand."""
     parts, prints = dict[str, Plot](), []
-    for record, experiment in records(results.folder):
+    for run in results.runs:
+        experiment = run.experiment
         label = f"{expression(experiment.split)}, {experiment.clients} clients, seed {experiment.seed}"
         if label in parts or len(parts) == SPLITS:
             continue
@@ -158,7 +160,7 @@ def splits(results: Results) -> Section | None:
             continue
         counts = table(dataset.train.y.numpy(), shards, dataset.classes).drop(columns="examples")
         parts[label] = plots.split(f"split-{len(parts)}", counts)
-        prints.append(record.fingerprint)
+        prints.append(run.record.fingerprint)
     if not parts:
         return None
     caption = "Clients without examples are Byzantine ones who need none."
@@ -202,7 +204,7 @@ def _over_rounds(results: Results, metric: str, label: str, title: str) -> Figur
 def _weights(results: Results) -> Figure:
     """Who was filtered: the weight of each client, a mean over the evaluated rounds and the seeds."""
     known = results.frame[results.frame["weights"].notna()]
-    counts = {r.fingerprint: experiment.honest for r, experiment in records(results.folder)}
+    counts = {run.record.fingerprint: run.experiment.honest for run in results.runs}
     parts = dict[str, Plot]()
     for number, (name, part) in enumerate(results.panels((results.line_axis,))):
         if len(part := part[part.index.isin(known.index)]):
@@ -250,8 +252,8 @@ def _decides(results: Results, axis: str, field: str) -> bool:
 def _megabytes(results: Results) -> list[float]:
     final = results.final
     size = {
-        record.fingerprint: _parameters(record.folder) * bytes_a_coordinate(experiment)
-        for record, experiment in records(results.folder)
+        run.record.fingerprint: _parameters(run.record.folder) * bytes_a_coordinate(run.experiment)
+        for run in results.runs
     }
     return list(1e-6 * final["round"] * final["experiment"].map(size))
 
@@ -264,12 +266,11 @@ def bytes_a_coordinate(experiment: Experiment) -> float:
 
 def _parameters(folder: Path) -> float:
     """d of a finished run, otherwise nan."""
-    path = folder / "model.pt"
-    if not path.exists():
+    try:
+        model = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, UnpicklingError):
         return float("nan")
-    return float(
-        sum(value.numel() for value in torch.load(path, map_location="cpu", weights_only=True).values())
-    )
+    return float(sum(value.numel() for value in model.values()))
 
 
 @lru_cache(maxsize=1)

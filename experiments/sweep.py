@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedsim.check import Invalid
 from fedsim.experiments import load, tuning
 from fedsim.experiments.study import Cell, Failure, Study, Tuning
 from fedsim.experiments.workers import Event, Job, forget, processes
-from fedsim.record import Metrics, Record, write_whole, writing
+from fedsim.record import Record, read_manifest, write_whole, writing
 from fedsim.spec import Experiment
 
 Crew = Callable[[Sequence[Job], int], Generator[Event]]
@@ -141,22 +142,23 @@ class Sweep:
 
 
 def finished(folder: Path, until: int | None = None) -> bool:
-    """Whether the record in a folder came to its end, or to a round."""
-    if Record(folder, folder.name).finished:
-        return True
-    return until is not None and any(line["round"] >= until for line in _metrics(folder))
+    """Whether the record in a folder came to its end, or to a round; of a damaged one its run says what is wrong."""
+    record = Record(folder, folder.name)
+    try:
+        there, lines = read_manifest(folder) is not None, record.metrics()
+    except Invalid:
+        return False
+    return there and (
+        record.finished or (until is not None and any(line["round"] >= until for line in lines))
+    )
 
 
 def accuracy(folder: Path, until: int | None = None) -> float | None:
     """The accuracy at a record's end, or at a round that is evaluated; None where it did not come so far."""
     if not finished(folder, until):
         return None
-    lines = [line for line in _metrics(folder) if until is None or line["round"] <= until]
-    return float(lines[-1]["accuracy"])
-
-
-def _metrics(folder: Path) -> list[Metrics]:
-    return Record(folder, folder.name).metrics()
+    lines = Record(folder, folder.name).metrics()
+    return float([line for line in lines if until is None or line["round"] <= until][-1]["accuracy"])
 
 
 def at_once(device: str) -> int:

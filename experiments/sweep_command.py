@@ -15,7 +15,7 @@ from rich.console import Console
 from fedsim.check import Invalid
 from fedsim.experiments.board import Board
 from fedsim.experiments.cluster import Cluster
-from fedsim.experiments.load import load
+from fedsim.experiments.load import framed, recorded
 from fedsim.experiments.resolve import resolve_study
 from fedsim.experiments.sweep import Outcome, Sweep
 from fedsim.experiments.workers import processes
@@ -62,9 +62,12 @@ def sweep_command(
 
 
 def write_frame(folder: Path) -> Path | None:
-    """The frame of a folder's records as CSV, and as Parquet where pandas can; None where there are no records."""
+    """The frame of a folder's records as CSV, and as Parquet where pandas can; None where there are no records.
+
+    Damaged ones are left out: the sweep has named them.
+    """
     try:
-        frame = load(folder)
+        frame = framed(folder, recorded(folder, skip=lambda error: None))
     except Invalid:
         return None
     path = folder / FRAME

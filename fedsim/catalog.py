@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from functools import cache
 from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
 
 from fedsim.check import Component, Invalid, nearest
 
@@ -47,13 +51,36 @@ def everything() -> dict[str, type[Component]]:
     return {name: component for kind in KINDS for name, component in names(kind).items()}
 
 
-def find(name: str, field: str, bases: tuple[type, ...]) -> type[Component]:
-    """The component called `name`, in any case, that field `field` takes; raises `Invalid` with the nearest name."""
+def find(name: str, field: str, bases: tuple[type, ...], own: bool = False) -> type[Component]:
+    """The component called `name`, in any case, that field `field` takes; raises `Invalid` with the nearest name.
+
+    With `own` also a user's own as module:name, and its module is imported: not for a name that came over a network.
+    """
+    if ":" in name:
+        if not own:
+            raise Invalid(f"{field} = {name!r}: unknown; allowed here are the components of fedsim itself")
+        cls: type[Component] = imported(name, field)
+        if not (inspect.isclass(cls) and issubclass(cls, bases)):
+            raise Invalid(f"{field} = {name!r}: must be a {' or '.join(base.__name__ for base in bases)}")
+        return cls
     fitting = {known: c for known, c in everything().items() if issubclass(c, bases)}
     by_lower = {known.lower(): c for known, c in fitting.items()}
     if name.lower() not in by_lower:
         raise Invalid(f"{field} = {name!r}: unknown; {nearest(name, fitting)}")
     return by_lower[name.lower()]
+
+
+def imported(place: str, field: str) -> Any:
+    """What stands at module:name, also in the working directory; raises `Invalid`."""
+    module, _, name = place.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        return attrgetter(name)(import_module(module))
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise Invalid(f"{field} = {place!r}: cannot be imported ({error})") from None
+    finally:
+        sys.path.remove(here)
 
 
 def place(cls: type) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+import fedsim
 from fedsim.deploy.cli import app as deploy
 from fedsim.experiments.bench_cli import app as bench
 from fedsim.guard import guarded
@@ -31,6 +32,21 @@ Set = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one last line of JSON.")]
 Seed = Annotated[int | None, typer.Option(help="The experiment's seed.")]
 What = Annotated[str, typer.Argument(metavar="RECIPE|FILE.toml|module:function", help="The experiment.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fedsim {fedsim.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -63,6 +79,12 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run an experiment and leave its record, with a picture, in OUT."""
+    if ray_address is not None and engine != "ray":
+        from fedsim.check import Invalid
+
+        raise Invalid(
+            f"ray_address = {ray_address!r} with engine = {engine!r}: allowed only with engine = 'ray'"
+        )
     if ray_address is not None:
         os.environ["RAY_ADDRESS"] = ray_address
     from fedsim.experiments.command import run_command
@@ -129,7 +151,8 @@ def report(
     """Write a report: one page that needs nothing else, the figures as files, the table as CSV and LaTeX."""
     from fedsim.experiments.report import report
 
-    typer.echo(f"page     {report(folder, out, small)}")
+    page = report(folder, out, small, tell=lambda line: typer.echo(f"fedsim: {line}", err=True))
+    typer.echo(f"page     {page}")
 
 
 @app.command(name="list")

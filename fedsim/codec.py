@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from fedsim.catalog import find, place
 from fedsim.check import Component, Invalid, nearest
 
 C = TypeVar("C", bound=Component)
+OWN = re.compile(r"""('[^']*'|"[^"]*")|[^\W\d][\w.]*:[^\W\d]\w*""")  # module:name, outside of quotes
 
 
 def encode(value: Any) -> Any:
@@ -27,8 +29,11 @@ def encode(value: Any) -> Any:
     return "none" if value is None else value
 
 
-def decode(cls: type[C], data: Mapping[str, Any], field: str = "") -> C:
-    """The inverse of `encode` for a component of class `cls`; raises `Invalid`."""
+def decode(cls: type[C], data: Mapping[str, Any], field: str = "", own: bool = False) -> C:
+    """The inverse of `encode` for a component of class `cls`; raises `Invalid`.
+
+    With `own` a user's own components too, whose modules are imported: never for data that came over a network.
+    """
     hints = get_type_hints(cls, include_extras=True)
     known = {f.name for f in dataclasses.fields(cls)}
     plain = {name: value for name, value in data.items() if name != "name"}
@@ -38,7 +43,7 @@ def decode(cls: type[C], data: Mapping[str, Any], field: str = "") -> C:
                 f"{field or cls.__name__}.{name}: {cls.__name__} has no such field; {nearest(name, known)}"
             )
     return _construct(
-        cls, {name: _value(hints[name], v, f"{field}.{name}".strip(".")) for name, v in plain.items()}
+        cls, {name: _value(hints[name], v, f"{field}.{name}".strip("."), own) for name, v in plain.items()}
     )
 
 
@@ -51,10 +56,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse(cls: type[Component], field: str, text: str) -> Any:
-    """The text of a command line as a value of field `field` of `cls`."""
+    """The text of a command line as a value of field `field` of `cls`; components of one's own as module:name."""
     hint = get_type_hints(cls, include_extras=True)[field]
     tree = _tree(text)
-    return _value(hint, text if tree is None else _expression(tree, field), field)
+    return _value(hint, text if tree is None else _expression(tree, field), field, own=True)
 
 
 def update(component: C, changes: Sequence[tuple[str, str]]) -> C:
@@ -108,7 +113,7 @@ def _expression(node: ast.expr, field: str) -> Any:
     raise Invalid(f"{field} = {ast.unparse(node)!r}: allowed are values and names such as ALIE(z=1.5)")
 
 
-def _value(hint: Any, raw: Any, field: str) -> Any:
+def _value(hint: Any, raw: Any, field: str, own: bool) -> Any:
     """A raw value as what a type hint asks for; the bounds themselves are checked by the component that takes it."""
     options = list(_options(hint))
     bases = tuple(o for o in options if isinstance(o, type) and issubclass(o, Component))
@@ -118,22 +123,22 @@ def _value(hint: Any, raw: Any, field: str) -> Any:
     if isinstance(raw, str):
         raw = _Call(raw, [], {}) if raw.isidentifier() else raw
         if isinstance(raw, str) and bases:
-            if (tree := _tree(raw)) is None:
+            if (tree := _own_tree(raw)) is None:
                 raise Invalid(f"{field} = {raw!r}: allowed are names such as ALIE or ALIE(z=1.5)")
             raw = _expression(tree, field)
     if isinstance(raw, _Call):
-        return _named(raw, options, bases, field)
+        return _named(raw, options, bases, field, own)
     if isinstance(raw, Mapping):
         if not bases:
             raise Invalid(f"{field} = {dict(raw)!r}: must be a plain value")
-        cls = bases[0] if "name" not in raw else find(str(raw["name"]), field, bases)
-        return decode(cls, raw, field)
+        cls = bases[0] if "name" not in raw else find(str(raw["name"]), field, bases, own)
+        return decode(cls, raw, field, own)
     if isinstance(raw, list | tuple):
-        return tuple(_value(inner[0], item, field) if inner else item for item in raw)
+        return tuple(_value(inner[0], item, field, own) if inner else item for item in raw)
     return raw
 
 
-def _named(call: _Call, options: list[Any], bases: tuple[type, ...], field: str) -> Any:
+def _named(call: _Call, options: list[Any], bases: tuple[type, ...], field: str, own: bool) -> Any:
     """A bare word or a call: None, inf, a component, or just text."""
     if call.name.lower() == "none" and types.NoneType in options:
         return None
@@ -141,7 +146,7 @@ def _named(call: _Call, options: list[Any], bases: tuple[type, ...], field: str)
         return float(call.name)
     if not bases:
         return call.name
-    cls = find(call.name, field, bases)
+    cls = find(call.name, field, bases, own)
     hints = get_type_hints(cls, include_extras=True)
     parameters = list(inspect.signature(cls).parameters.values())
     fields: dict[str, Any] = {}
@@ -153,13 +158,13 @@ def _named(call: _Call, options: list[Any], bases: tuple[type, ...], field: str)
             )
         if slot.kind is slot.VAR_POSITIONAL:
             item = get_args(next(o for o in _options(hints[slot.name]) if get_origin(o) is tuple))[0]
-            fields[slot.name] = (*fields.get(slot.name, ()), _value(item, raw, field))
+            fields[slot.name] = (*fields.get(slot.name, ()), _value(item, raw, field, own))
         else:
-            fields[slot.name] = _value(hints[slot.name], raw, f"{field}.{slot.name}")
+            fields[slot.name] = _value(hints[slot.name], raw, f"{field}.{slot.name}", own)
     for name, raw in call.fields.items():
         if name not in hints:
             raise Invalid(f"{field}.{name}: {cls.__name__} has no such field; {nearest(name, hints)}")
-        fields[name] = _value(hints[name], raw, f"{field}.{name}")
+        fields[name] = _value(hints[name], raw, f"{field}.{name}", own)
     return _construct(cls, fields)
 
 
@@ -183,6 +188,23 @@ def _tree(text: str) -> ast.expr | None:
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError):  # ValueError: a null byte
         return None
+
+
+def _own_tree(text: str) -> ast.expr | None:
+    """As `_tree`, where names may be module:name too, which is no Python: words stand in for them."""
+    names: dict[str, str] = {}
+
+    def stand_in(match: re.Match[str]) -> str:
+        if match[1]:
+            return match[1]
+        names[word := f"own{len(names)}"] = match[0]
+        return word
+
+    tree = _tree(OWN.sub(stand_in, text))
+    for node in ast.walk(tree) if tree else ():
+        if isinstance(node, ast.Name):
+            node.id = names.get(node.id, node.id)
+    return tree
 
 
 def _options(hint: Any) -> list[Any]:

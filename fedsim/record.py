@@ -23,6 +23,8 @@ from fedsim.check import Invalid
 from fedsim.spec import Experiment
 
 Metrics = dict[str, Any]
+MEASURED = {"round", "accuracy", "loss", "seconds"}  # in every line of metrics
+ANEW = "where its folder is removed, the run begins anew"
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,7 @@ class Record:
 
         Raises `Invalid` where the folder holds another experiment's record, or cannot be written.
         """
-        record = cls(folder, experiment.fingerprint)
-        manifest = record._manifest()
+        record, manifest = cls(folder, experiment.fingerprint), read_manifest(folder)
         if manifest is not None and manifest["fingerprint"] != experiment.fingerprint:
             raise Invalid(
                 f"out = {folder}: holds the record of experiment {manifest['fingerprint']}, not of "
@@ -62,47 +63,48 @@ class Record:
     @property
     def finished(self) -> bool:
         """Whether the run came to its end: its model is written last."""
-        return (self.folder / "model.pt").exists()
+        return self.model.exists()
 
-    def _manifest(self) -> dict[str, Any] | None:
-        try:
-            manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())
-            manifest["fingerprint"]
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Invalid(f"out = {self.folder}: not a record's folder (manifest.json: {error})") from None
-        return manifest
+    @property
+    def model(self) -> Path:
+        return self.folder / "model.pt"
 
     def checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, and the metrics cut back to it."""
+        """The last checkpoint, and the metrics cut back to it; without one the run begins anew."""
         path, metrics = self.folder / "checkpoint.pt", self.folder / "metrics.jsonl"
         if not path.exists():
-            metrics.unlink(missing_ok=True)
+            self.metrics()  # where they are damaged, that is said, and nothing removed
+            for stale in (self.model, metrics):
+                stale.unlink(missing_ok=True)
             return None
         try:
             saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            fingerprint, size = saved["fingerprint"], saved["metrics_bytes"]
         except Exception as error:
-            raise Invalid(f"{path}: not a readable checkpoint ({error})") from None
-        if saved.get("fingerprint") != self.fingerprint:
-            raise Invalid(
-                f"{path}: a checkpoint of experiment {saved.get('fingerprint')}, not of {self.fingerprint}"
-            )
+            why = str(error).partition(". ")[0]  # torch goes on with advice that is unsafe to follow
+            raise Invalid(f"{path}: not a readable checkpoint ({why}); {ANEW}") from None
+        if fingerprint != self.fingerprint:
+            raise Invalid(f"{path}: a checkpoint of experiment {fingerprint}, not of {self.fingerprint}")
         with writing(self.folder):
-            write_whole(metrics, metrics.read_bytes()[: saved["metrics_bytes"]] if metrics.exists() else b"")
+            held = metrics.read_bytes() if metrics.exists() else b""
+            if len(held) < size:
+                raise Invalid(
+                    f"{metrics}: holds {len(held)} of the {size} bytes that the checkpoint beside it counts on; {ANEW}"
+                )
+            write_whole(metrics, held[:size])
         return saved
 
     def save(self, checkpoint: dict[str, Any]) -> None:
-        """Replace the checkpoint; the metrics written so far belong to it."""
+        """Replace the checkpoint; the first `metrics_bytes` of the metrics belong to it."""
         with writing(self.folder):
-            metrics = self.folder / "metrics.jsonl"
-            size = _flushed(metrics)
-            saved = {**checkpoint, "metrics_bytes": size, "fingerprint": self.fingerprint}
-            self._save_torch("checkpoint.pt", saved)
+            _flush(self.folder / "metrics.jsonl")
+            self._save_torch("checkpoint.pt", {**checkpoint, "fingerprint": self.fingerprint})
 
-    def append(self, line: Metrics) -> None:
-        with writing(self.folder), (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    def append(self, line: Metrics) -> int:
+        """One more line of metrics; returns their bytes with it."""
+        with writing(self.folder), (self.folder / "metrics.jsonl").open("ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
+            return file.tell()
 
     def save_model(self, state_dict: dict[str, torch.Tensor]) -> None:
         """The model at the end; the clients' states are of no more use."""
@@ -111,13 +113,37 @@ class Record:
             self.states.unlink(missing_ok=True)
 
     def metrics(self) -> list[Metrics]:
+        """The lines that are whole; raises `Invalid` where they are no metrics, or a finished run has none."""
         path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        try:
+            text = path.read_text() if path.exists() else ""
+            lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+            if not all(isinstance(line, dict) and line.keys() >= MEASURED for line in lines):
+                raise ValueError(f"each line must have {', '.join(sorted(MEASURED))}")
+            if self.finished and not lines:
+                raise ValueError("no line, and the run is over")
+        except (OSError, ValueError) as error:
+            raise Invalid(f"{path}: not the metrics of a run ({error}); {ANEW}") from None
+        return lines
 
     def _save_torch(self, name: str, value: object) -> None:
         buffer = BytesIO()
         torch.save(value, buffer)
         write_whole(self.folder / name, buffer.getvalue())
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What a record's folder says of its run; None where it holds no record, `Invalid` where that is damaged."""
+    path = folder / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        if not (isinstance(manifest["fingerprint"], str) and isinstance(manifest["experiment"], dict)):
+            raise TypeError("fingerprint and experiment must be text and a table")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Invalid(f"{path}: not the manifest of a run ({error}); {ANEW}") from None
+    return manifest
 
 
 @contextmanager
@@ -148,13 +174,11 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def _flushed(path: Path) -> int:
-    """The bytes of a file, all of them on disk; 0 where there is none."""
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return os.fstat(file.fileno()).st_size
+def _flush(path: Path) -> None:
+    """Have a file on disk, where there is one."""
+    if path.exists():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _describe(experiment: Experiment) -> dict[str, Any]:

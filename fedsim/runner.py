@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,12 +95,15 @@ def drive(
     try:
         while live.goes_on(fed):
             before = live.server.previous
-            live, seen = _advance(live, fed, ask)
-            if live.round % experiment.evaluate_every == 0 or not live.goes_on(fed):
+            after, seen = _advance(live, fed, ask)
+            if after.round % experiment.evaluate_every == 0 or not after.goes_on(fed):
                 seconds = spent_before + time.perf_counter() - began
-                lines.append(_measure(live, fed, seen, before) | ask.metrics | {"seconds": round(seconds, 3)})
+                lines.append(
+                    _measure(after, fed, seen, before) | ask.metrics | {"seconds": round(seconds, 3)}
+                )
                 if record:
-                    record.append(lines[-1])
+                    after = replace(after, written=record.append(lines[-1]))
+            live = after  # not before: an interrupt saves a round only together with its line
             if progress:
                 progress(live.round, lines[-1] if lines else {})
             if saver and saver.due(live):
@@ -113,7 +116,7 @@ def drive(
         live.states.close()
     seconds = time.perf_counter() - began
     model = {name: value.cpu().clone() for name, value in unflatten(live.x(fed), fed.model).items()}
-    if record and live.round > begun_at:
+    if record and (live.round > begun_at or not record.finished):
         record.save(live.dump())
         record.save_model(model)
     done = live.round - begun_at
@@ -167,6 +170,7 @@ class _Live:
     server: Server
     states: States
     ledger: Ledger | None
+    written: int = 0  # bytes of the metrics so far
 
     @classmethod
     def start(cls, fed: Federation, ask: engines.Ask, record: Record | None) -> _Live:
@@ -183,7 +187,8 @@ class _Live:
         states = States.start(first, fed.computing, space=fed.space, file=file, saved=saved.get("rows"))
         if not saved:
             return cls(0, Server.start(fed), states, ledger)
-        return cls(saved["round"], Server(**at(saved["server"])), states, ledger and ledger.load(saved))
+        server, ledger = Server(**at(saved["server"])), ledger and ledger.load(saved)
+        return cls(saved["round"], server, states, ledger, saved["metrics_bytes"])
 
     def goes_on(self, fed: Federation) -> bool:
         """Whether rounds are left, and the privacy budget affords another."""
@@ -207,7 +212,8 @@ class _Live:
     def dump(self) -> dict[str, Any]:
         """The checkpoint, without the clients' states."""
         server = {"state": self.server.state, "previous": self.server.previous, "memory": self.server.memory}
-        return {"round": self.round, "server": server, **(self.ledger.dump() if self.ledger else {})}
+        ledger = self.ledger.dump() if self.ledger else {}
+        return {"round": self.round, "server": server, "metrics_bytes": self.written, **ledger}
 
 
 def _advance(live: _Live, fed: Federation, ask: engines.Ask) -> tuple[_Live, Seen | None]:
@@ -218,7 +224,7 @@ def _advance(live: _Live, fed: Federation, ask: engines.Ask) -> tuple[_Live, See
     server, seen = attempt(fed, live.server, rows, answered, ids, live.round)
     ledger = live.ledger and live.ledger.charge(ids)
     states = live.states.after(answered, after) if seen else live.states
-    return _Live(live.round + 1, server, states, ledger), seen
+    return _Live(live.round + 1, server, states, ledger, live.written), seen
 
 
 def _measure(live: _Live, fed: Federation, seen: Seen | None, before: Tensor | None) -> Metrics:

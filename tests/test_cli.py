@@ -14,6 +14,7 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
+from fedsim import __version__
 from fedsim.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +46,11 @@ def test_help_is_quick() -> None:
         return time.perf_counter() - began
 
     assert min(once() for _ in range(5)) < 0.5
+
+
+def test_version(fedsim: Command) -> None:
+    done = fedsim("--version")
+    assert (done.exit_code, done.stdout) == (0, f"fedsim {__version__}\n")
 
 
 def test_run_leaves_a_record_and_a_picture_and_prints_json(fedsim: Command, tmp_path: Path) -> None:
@@ -112,6 +118,10 @@ def test_show_split(fedsim: Command, tmp_path: Path) -> None:
         (["run", "quickstart", "--set", "byzantine=13"], "byzantine = 13: at most 12"),
         (["run", "quickstart", "--set", "privacy.epsilon=-1"], "must be greater than 0"),
         (["run", "quickstart", "--engine", "warp"], "engine = 'warp'"),
+        (
+            ["run", "quickstart", "--ray-address", "auto"],
+            "ray_address = 'auto' with engine = 'vector': allowed only",
+        ),
         (["run", "quickstart", "--device", "cuda:99"], "device = 'cuda:99'"),
         (
             ["run", "quickstart", "--set", "clients=2000", "--set", "byzantine=0", "--set", "attack=none"],
@@ -121,6 +131,10 @@ def test_show_split(fedsim: Command, tmp_path: Path) -> None:
         (["run", "nowhere:f"], "cannot be imported"),
         (["list", "rulez"], "did you mean rules?"),
         (["show", "Krumm"], "did you mean Krum?"),
+        (
+            ["bench", "kappa", "--n", "6", "--d", "5", "--f", "3"],
+            "f = 3: must be at least 1 and below half of n = 6",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
@@ -149,6 +163,13 @@ def test_bench_prints_a_line_for_each_measurement(fedsim: Command) -> None:
     timed = {line["rule"] for line in lines if line["seconds"]}
     assert {"Median", "Krum", "NNM", "NNM + Median"} <= timed
     assert fedsim("bench", "rounds", "--workload", "W9").exit_code == 2
+
+
+@pytest.mark.parametrize("words", [("rules", "--n", "0"), ("rules", "--d", "0"), ("kappa", "--f", "0")])
+def test_a_benchmark_of_nothing_is_refused(fedsim: Command, words: tuple[str, ...]) -> None:
+    done = fedsim("bench", *words)
+    assert done.exit_code == 2
+    assert "x>=1" in done.stderr
 
 
 def test_bench_rounds(fedsim: Command, data_folder: Path) -> None:

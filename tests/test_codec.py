@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import tomllib
 from dataclasses import dataclass, replace
 from math import inf
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fedsim import catalog, codec
 from fedsim.attacks import ALIE, IPM
@@ -26,6 +28,7 @@ from fedsim.privacy import ExampleDP, MessageDP
 from fedsim.schedule import InverseTime, Milestones
 from fedsim.spec import Experiment
 from fedsim.strategies import NNM, ByzClip21SGD2M, Chain, HeavyBall, Krum, Mean, Median, TrimmedMean
+from fedsim.strategies.base import TwoHookRule
 from fedsim.task import Task
 from fedsim.types import Rule
 
@@ -138,6 +141,11 @@ def test_changes_are_made_at_once() -> None:
         ("method=HeavyBall", "HeavyBall: lr is missing"),
         ("attack=ALIE(zz=1)", "attack.zz: ALIE has no such field"),
         ("attack=ALIE(z=", "attack = 'ALIE(z=': allowed are names"),
+        ("rule=nowhere:Rule", "rule = 'nowhere:Rule': cannot be imported (No module named 'nowhere')"),
+        ("rule=.nowhere:Rule", "rule = '.nowhere:Rule'"),
+        ("rule=test_codec:Theirs", "module 'test_codec' has no attribute 'Theirs'"),
+        ("rule=os:system('x')", "rule = 'os:system': must be a Rule"),
+        ("rule=fedsim.attacks:ALIE", "rule = 'fedsim.attacks:ALIE': must be a Rule"),
         ("attack=print('x')", "attack = 'print': unknown"),
         ("attack=__import__('os').system('x')", "attack = "),
         ("byzantine=10", "byzantine = 10: at most 9 of 20 clients"),
@@ -175,20 +183,43 @@ def test_every_component_is_saved_under_its_own_name() -> None:
 
 
 @dataclass(frozen=True)
-class Mine(Rule):
+class Mine(TwoHookRule):
     """A user's own rule."""
 
-    def __call__(self, rows, f=0, *, previous=None, generator=None):  # type: ignore[no-untyped-def]
-        return rows[0]
+    note: str = ""
 
-    def max_f(self, n: int) -> int:
-        return n - 1
+    def reduce(self, block: Tensor, f: int) -> Tensor:
+        return block[0]
 
 
 def test_a_user_s_own_component_has_a_fingerprint_but_is_not_imported_from_a_file() -> None:
     own = replace(BASE, rule=Mine())
     assert own.fingerprint != BASE.fingerprint
     assert own.to_dict()["rule"]["name"] == f"{__name__}:Mine"
-    with pytest.raises(Invalid, match="unknown"):
-        Experiment.from_dict(own.to_dict())
+    for read in (
+        lambda: Experiment.from_dict(own.to_dict()),
+        lambda: Experiment.from_json(own.to_json()),
+        lambda: Experiment.from_dict(own.to_dict() | {"rule": "nowhere:Rule"}),
+    ):
+        with pytest.raises(Invalid, match="unknown; allowed here are the components of fedsim itself"):
+            read()
+    assert "nowhere" not in sys.modules
     assert codec.encode(own)["attack"]["name"] == "ALIE"
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("test_codec:Mine", Mine()),
+        ("test_codec:Mine()", Mine()),
+        ("test_codec:Mine(note='a:b')", Mine("a:b")),
+        ("Chain(NNM(), test_codec:Mine('x'))", Chain(NNM(), Mine("x"))),
+        ("fedsim.strategies:Krum", Krum()),
+    ],
+)
+def test_who_names_a_component_of_one_s_own_gets_it(text: str, rule: Rule, tmp_path: Path) -> None:
+    """On a command line and in a file of one's own."""
+    changed = change(BASE, [f"rule={text}"])
+    assert changed.rule == rule
+    (tmp_path / "e.toml").write_text(changed.to_toml())
+    assert resolve(str(tmp_path / "e.toml")).main == changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import posixpath
 import re
 import shlex
 import sys
@@ -48,14 +49,37 @@ def test_the_snippets_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
                 assert done.exit_code == 0, f"{line}\n{done.output}"
 
 
-def test_every_component_has_a_page() -> None:
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    """What the site makes of the code."""
     pytest.importorskip("mkdocs")
     spec = importlib.util.spec_from_file_location("pages", DOCS / "pages.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    pages = module.pages()
+    made: dict[str, str] = module.pages()
+    return made
+
+
+def links(text: str) -> set[str]:
+    return set(re.findall(r"\]\((?!http|#)([^)#]+)\)", FENCE.sub("", text)))
+
+
+def test_links_lead_somewhere(pages: dict[str, str]) -> None:
+    """In the repository, of its own pages; on the site, also of and to those that it makes."""
+    made = {posixpath.normpath(DOCS / path) for path in pages}
+    own = [page for page in sorted(DOCS.rglob("*.md")) if page != DOCS / "index.md"]
+    for page in own:
+        for target in links(page.read_text()):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+    for path, text in {"index.md": (DOCS / "index.md").read_text(), **pages}.items():
+        for target in links(text):
+            place = posixpath.normpath((DOCS / path).parent / target)
+            assert place in made or Path(place).exists(), f"{path}: {target}"
+
+
+def test_every_component_has_a_page(pages: dict[str, str]) -> None:
     for kind in catalog.KINDS:
         for name in catalog.names(kind):
             page = pages[f"components/{kind}/{name}.md"]

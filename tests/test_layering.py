@@ -154,9 +154,10 @@ app(["run", {recipe!r}, "--alone", "--json", "--out", {str(tmp_path)!r}])
     assert float(seconds) < 15  # of the processor's; about 2.5 on the machine that this was written on
 
 
-def test_help_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_loads_nothing_heavy(option: str) -> None:
     code = "import sys\nfrom typer.testing import CliRunner\nfrom fedsim.cli import app\n"
-    code += "assert CliRunner().invoke(app, ['--help']).exit_code == 0\nprint(*sys.modules)"
+    code += f"assert CliRunner().invoke(app, ['{option}']).exit_code == 0\nprint(*sys.modules)"
     assert not {"torch", "flwr", "opacus", "pandas", "numpy"} & set(fresh(code).split())
 
 

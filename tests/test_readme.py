@@ -7,6 +7,7 @@ from pathlib import Path
 
 from typer.main import get_command
 
+from fedsim import catalog
 from fedsim.cli import app
 from fedsim.experiments import recipes
 
@@ -33,6 +34,16 @@ def test_the_commands_exist() -> None:
         assert command in commands
         if command == "run":
             assert what in recipes.__all__
+
+
+def test_the_table_names_kinds_and_options() -> None:
+    table = README.partition("`fedsim list KIND` |\n")[2].partition("\n\n")[0]
+    rows = [row.split("|")[1].strip() for row in table.splitlines()[1:]]
+    kinds = [kind for row in rows for kind in row.split(", ") if not kind.startswith("`--")]
+    assert {"methods", "rules", "attacks", "datasets"} <= set(kinds) <= set(catalog.KINDS)
+    commands = getattr(get_command(app), "commands")  # noqa: B009 - a group, which the type does not say
+    options = {option for parameter in commands["run"].params for option in parameter.opts}
+    assert {row.strip("`") for row in rows if row.startswith("`")} <= options
 
 
 def test_the_make_targets_exist() -> None:

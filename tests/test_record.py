@@ -8,19 +8,22 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
-from fedsim import Invalid, run
+from fedsim import Invalid, run, runner
 from fedsim.attacks import IPM
 from fedsim.batches import Fixed
 from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import IID
 from fedsim.models import Logistic
 from fedsim.privacy import ExampleDP
+from fedsim.record import Record
 from fedsim.spec import Experiment
 from fedsim.strategies import NNM, ByzClip21SGD2MPlus, CenteredClipping, Chain
 from fedsim.task import Task
@@ -63,6 +66,45 @@ def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path, engine: str, at: int) 
     frames_match(whole.frame, rest.frame)
     assert all(torch.equal(value, rest.model[name]) for name, value in whole.model.items())
     assert rest.summary["epsilon"] == whole.summary["epsilon"]
+
+
+@pytest.mark.parametrize("place", ["evaluate", "append"])
+@pytest.mark.parametrize(("rounds", "call"), [(4, 1), (4, 2), (2, 1)])
+def test_stopped_while_a_round_is_measured(
+    tmp_path: Path, place: str, rounds: int, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The round counts with its line or not at all, whether the interrupt comes before the line is there or after."""
+    experiment, calls = replace(PRIVATE, rounds=rounds), count(1)
+    whole = run(experiment)
+    owner = runner if place == "evaluate" else Record
+    work = getattr(owner, place)
+
+    def interrupted(*arguments: Any) -> Any:
+        outcome = work(*arguments)
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(experiment, out=tmp_path)
+    rest = run(experiment, out=tmp_path, resume=True)
+    frames_match(whole.frame, rest.frame)
+    assert all(torch.equal(value, rest.model[name]) for name, value in whole.model.items())
+
+
+def test_killed_before_its_model_is_there_a_run_writes_it_on_resuming(tmp_path: Path) -> None:
+    first, record = run(PRIVATE, out=tmp_path), Record(tmp_path, PRIVATE.fingerprint)
+    (tmp_path / "model.pt").unlink()
+    again = run(PRIVATE, out=tmp_path, resume=True)
+    pd.testing.assert_frame_equal(first.frame, again.frame)
+    model = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.equal(value, model[name]) for name, value in first.model.items())
+    (tmp_path / "checkpoint.pt").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(PRIVATE, out=tmp_path, resume=True, progress=stop_at(1))
+    assert not record.finished  # begun anew, it is not at its end
 
 
 SLOW = """
@@ -132,14 +174,29 @@ def test_another_experiment_s_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match=f"a checkpoint of experiment {PRIVATE.fingerprint}"):
         run(replace(PRIVATE, seed=1), out=tmp_path / "b", resume=True)
     (tmp_path / "b" / "checkpoint.pt").write_bytes(b"PK not a checkpoint")
-    with pytest.raises(Invalid, match="not a readable checkpoint"):
+    with pytest.raises(Invalid, match="not a readable checkpoint") as error:
         run(replace(PRIVATE, seed=1), out=tmp_path / "b", resume=True)
+    assert "weights_only" not in str(error.value)  # torch's advice, which runs whatever the file says
 
 
 def test_a_folder_that_is_no_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("[]")
-    with pytest.raises(Invalid, match="not a record's folder"):
+    with pytest.raises(Invalid, match=r"manifest\.json: not the manifest of a run"):
         run(PRIVATE, out=tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "", "garbage\n", "garbage\n" * 1000, "3\n" * 1000])
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_damaged_metrics_are_refused_by_name(tmp_path: Path, content: str | None, checkpoint: bool) -> None:
+    """Without its checkpoint, as a sweep leaves it, a run that is over would otherwise begin anew."""
+    run(PRIVATE, out=tmp_path)
+    if not checkpoint:
+        (tmp_path / "checkpoint.pt").unlink()
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.unlink() if content is None else metrics.write_text(content)
+    with pytest.raises(Invalid, match=rf"^{metrics}: .* folder is removed, the run begins anew$"):
+        run(PRIVATE, out=tmp_path, resume=True)
+    assert (tmp_path / "model.pt").exists()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from fedsim.attacks import ALIE, IPM
 from fedsim.batches import Fixed
@@ -44,11 +44,15 @@ def quickstart() -> Comparison:
         rounds=50,
         evaluate_every=5,
     )
-    beside: dict[str, dict[str, Any]] = {
-        "without the defence (mean)": {"rule": Mean()},
-        "without the attack": {"attack": None, "byzantine": 0, "clients": 20},
-    }
-    return Comparison(main, "NNM + median under attack", beside)
+    return Comparison(main, without)
+
+
+def without(main: Experiment) -> dict[str, Experiment]:
+    """The experiment without the defence, and, where it is attacked, its honest clients alone."""
+    beside = {"without the defence (mean)": replace(main, rule=Mean())}
+    if main.attack:
+        beside["without the attack"] = replace(main, attack=None, byzantine=0, clients=main.honest)
+    return beside
 
 
 def mnist_robust() -> Experiment:

@@ -23,10 +23,11 @@ from fedsim.experiments.recipes.sign_votes import (
     wrong_signs,
 )
 from fedsim.experiments.recipes.writers import look_alikes
+from fedsim.experiments.resolve import resolve
 from fedsim.experiments.results import same
 from fedsim.experiments.study import Cell, Study
 from fedsim.experiments.tuning import searches
-from fedsim.strategies import MajorityVote, Median, NoisyMedian
+from fedsim.strategies import MajorityVote, Mean, Median, NoisyMedian
 from fedsim.types import Dataset, Examples
 
 STUDIES = [name for name in recipes.__all__ if isinstance(getattr(recipes, name)(), Study)]
@@ -170,3 +171,27 @@ def test_a_look_alike_is_as_far_off_as_its_accuracies() -> None:
     table = look_alikes(pd.DataFrame(lines)).set_index("split")
     assert list(table.loc["near"]) == pytest.approx([0, 1, 1])
     assert list(table.loc["far"]) == pytest.approx([-20, 20, -1])
+
+
+# ---------------------------------------------------------------- the quickstart
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ([], ["NNM + median under attack", "without the defence (mean)", "without the attack"]),
+        (["rule=Mean"], ["mean under attack", "without the attack"]),
+        (["rule=Chain(NNM, Krum)", "byzantine=3"],
+         ["NNM + Krum under attack", "without the defence (mean)", "without the attack"]),
+        (["attack=none", "byzantine=0"], ["NNM + median without an attack", "without the defence (mean)"]),
+        (["attack=none", "byzantine=0", "privacy=none", "rule=Mean", "clients=20"], ["mean without an attack"]),
+    ],
+)  # fmt: skip
+def test_labels_say_what_is_compared(changes: list[str], labels: list[str]) -> None:
+    """After changes too, and nothing is run twice."""
+    found = resolve("quickstart", changes).experiments()
+    assert list(found) == labels
+    assert len({experiment.fingerprint for experiment in found.values()}) == len(labels)
+    main = found[labels[0]]
+    if "without the defence (mean)" in found:
+        assert found["without the defence (mean)"] == replace(main, rule=Mean())
+    if "without the attack" in found:
+        assert found["without the attack"] == replace(main, attack=None, byzantine=0, clients=main.honest)

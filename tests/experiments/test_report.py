@@ -28,7 +28,7 @@ from fedsim.experiments.study import Score, Study, axes
 from fedsim.experiments.sweep import Sweep
 from fedsim.experiments.workers import Job, work
 from fedsim.privacy import ExampleDP, MessageDP
-from fedsim.strategies import ByzClip21SGD2M, Krum
+from fedsim.strategies import ByzClip21SGD2M, Krum, Mean
 
 TABLE = {
     "rule": ["Median", "Mean"],
@@ -197,6 +197,27 @@ def test_a_report_on_single_runs(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert done.exit_code == 0, done.stderr
     assert "HeavyBall(lr=0.2)" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_a_report_names_damaged_records_and_leaves_them_out(tmp_path: Path) -> None:
+    Sweep(tmp_path, crew=inline)(Study(SMALL, axes({"rule": ["Mean", "Median", "Krum"]})))
+    lines = tmp_path / replace(SMALL, rule=Krum()).fingerprint / "metrics.jsonl"
+    text = tmp_path / SMALL.fingerprint / "manifest.json"
+    model = tmp_path / replace(SMALL, rule=Mean()).fingerprint / "model.pt"
+    for damaged in (lines, text, model):
+        damaged.write_text("garbage\n")
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert done.exit_code == 0, done.stderr
+    page = (tmp_path / "report" / "index.html").read_text()
+    for damaged in (lines, text):
+        assert f"left out: {damaged}" in done.stderr
+        assert f"left out: {damaged}" in page
+    assert len(pd.read_csv(tmp_path / "report" / "table.csv")) == 1
+    shutil.rmtree(model.parent)
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    (tmp_path / "study.json").write_text("garbage\n")
+    assert "study.json: not the description" in CliRunner().invoke(app, ["report", str(tmp_path)]).stderr
 
 
 def test_a_report_on_nothing(tmp_path: Path) -> None:

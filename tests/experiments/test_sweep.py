@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from fedsim.check import Invalid
 from fedsim.cli import app
 from fedsim.datasets.load import Blobs, Holdout
 from fedsim.datasets.split import IID
-from fedsim.experiments.load import load
+from fedsim.experiments.load import load, recorded
 from fedsim.experiments.resolve import resolve, resolve_study
 from fedsim.experiments.study import Study, Tuning, axes, seeds
 from fedsim.experiments.sweep import Silent, Sweep, finished
@@ -197,6 +198,69 @@ def test_what_an_earlier_form_of_the_study_left_is_in_no_frame(tmp_path: Path) -
         Sweep(tmp_path, crew=inline)(Study(SMALL, axes({"method.lr": lrs})))
     assert list(load(tmp_path)["method.lr"].unique()) == [0.2, 0.4]
     assert len(list(tmp_path.glob("*/manifest.json"))) == 3
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "manifest.json"])
+def test_a_damaged_record_is_a_failed_cell_and_no_more(name: str, tmp_path: Path) -> None:
+    """Not made anew unseen, and left out of the frame."""
+    study = Study(SMALL, {"seed": seeds(3)})
+    Sweep(tmp_path, crew=inline)(study)
+    damaged = tmp_path / SMALL.fingerprint / name
+    damaged.write_text("garbage\n")
+    shutil.rmtree(tmp_path / replace(SMALL, seed=2).fingerprint)
+    outcome = Sweep(tmp_path, crew=inline)(study)
+    assert (outcome.found, outcome.made) == (1, 1)
+    assert [(f.labels, str(damaged) in f.reason) for f in outcome.failures] == [({"seed": "0"}, True)]
+    with pytest.raises(Invalid, match=str(damaged)):
+        load(tmp_path)
+    path = write_frame(tmp_path)
+    assert path is not None
+    assert list(pd.read_csv(path)["seed"].unique()) == [1, 2]
+
+
+def test_a_damaged_trial_is_out_of_its_search(tmp_path: Path) -> None:
+    study = Study(SMALL, {"seed": seeds(1)}, Tuning(grid={"method.lr": ("1e-9", "0.5")}))
+    Sweep(tmp_path, crew=inline)(study)
+    best = next(r for r in recorded(tmp_path / "tuning") if r.experiment.method.lr == 0.5)  # type: ignore[attr-defined]
+    (best.record.folder / "metrics.jsonl").write_text("garbage\n")
+    assert not Sweep(tmp_path, crew=inline)(study).failures
+    assert set(load(tmp_path)["method.lr"]) == {1e-9}
+
+
+OWN = """
+from dataclasses import dataclass, replace
+from fedsim.attacks import IPM
+from fedsim.strategies import Median
+from test_sweep import SMALL
+
+@dataclass(frozen=True)
+class Rule(Median):
+    pass
+
+@dataclass(frozen=True)
+class Attack(IPM):
+    pass
+
+def experiment():
+    return replace(SMALL, rule=Rule(), attack=Attack(1.0))
+"""
+
+
+def test_records_of_components_of_one_s_own_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a process that has not imported them; from where their module is not, the sentence says so."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owned.py").write_text(OWN)
+    (tmp_path / "study.toml").write_text('base = "owned:experiment"\n[axes]\nrule = ["owned:Rule", "Mean"]')
+    Sweep(tmp_path / "out", crew=inline)(resolve_study("study.toml", [], ["seed=0;1"], False))
+    monkeypatch.delitem(sys.modules, "owned")
+    assert CliRunner().invoke(app, ["report", "out"]).exit_code == 0
+    assert set(load("out")["rule"]) == {"owned:Rule", "Mean"}
+    monkeypatch.delitem(sys.modules, "owned")
+    (tmp_path / "owned.py").unlink()
+    with pytest.raises(Invalid, match=r"manifest.json: attack = 'owned:Attack': cannot be imported"):
+        load("out")
 
 
 def test_a_frame_of_single_runs(tmp_path: Path) -> None:
