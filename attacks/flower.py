@@ -28,7 +28,7 @@ class Adversary(Grid):
     attack  a message attack; rows are the clients' arrays minus those that were sent to them, as vectors
     nodes   the nodes that it speaks for, by id, or how many: those with the highest ids
     It works on what `send_and_receive` returns, which is how Flower's strategies ask; replies that fail, or have
-    another layout than what was sent, stay as they are. The attack is granted its own and the honest rows. Raises
+    another layout than most, stay as they are. The attack is granted its own and the honest rows. Raises
     `Invalid` for attacks that poison data, or need to know the server's rule.
     """
 
@@ -79,8 +79,10 @@ class Adversary(Grid):
             for place, reply in enumerate(replies)
             for node, layout, base, after in _readable(sent, reply)
         }
-        mine = [rows[node] for node in sorted(rows) if node in self._bad()]
-        others = [rows[node] for node in sorted(rows) if node not in self._bad()]
+        layouts = [row.layout for row in rows.values()]
+        alike = [node for node in sorted(rows) if layouts.count(rows[node].layout) > len(layouts) / 2]
+        mine = [rows[node] for node in alike if node in self._bad()]
+        others = [rows[node] for node in alike if node not in self._bad()]
         if mine and others:
             for row, update in zip(mine, self._forge(mine, others), strict=True):
                 arrays = row.layout.record(row.base + update, _arrays(replies[row.place]))

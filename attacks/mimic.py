@@ -20,8 +20,9 @@ class Mimic(Attack):
     `victim` None is the paper's heuristic in the form of the authors' code. In the first `warmup` rounds t =
     0, 1, ... the honest mean is averaged over rounds, mu, and one step of the power method a round follows
     the direction of the largest spread: u = sum_i <x_i - mu, z> (x_i - mu), z <- t/(1+t) z + u / ((1+t)
-    ||u||), z of length 1. The row with the largest <x_i, z> is copied; the last one chosen stays the victim
-    after the warm-up. A number names the victim by its place among the honest rows of a round.
+    ||u||), z of length 1. The row with the largest <x_i, z> is copied; the last client chosen stays the
+    victim after the warm-up, and where it does not take part, that row is copied again. A number names the
+    victim by its place among the honest rows of a round.
     """
 
     victim: Natural | None = None
@@ -36,8 +37,12 @@ class Mimic(Attack):
         t = int(memory["t"]) if memory else 0
         if self.victim is None and t < self.warmup:
             memory = self._look(t, honest, view, memory)
-        place = memory["victim"] if self.victim is None else torch.tensor(self.victim)
-        return honest[int(place) % len(honest)].expand(view.f, -1), memory
+        if self.victim is None:
+            there = (_ids(view) == memory["victim"]).nonzero()
+            place = int(there[0]) if len(there) else int((honest @ memory["z"]).argmax())
+        else:
+            place = self.victim % len(honest)
+        return honest[place].expand(view.f, -1), memory
 
     def _look(self, t: int, honest: Tensor, view: View, memory: State) -> State:
         """Round t of the warm-up."""
@@ -50,4 +55,9 @@ class Mimic(Attack):
         step = (off @ z) @ off
         z = t / (1 + t) * z + step / step.norm().clamp_min(1e-30) / (1 + t)
         z = z / z.norm().clamp_min(1e-30)
-        return {"t": torch.tensor(t + 1), "mu": mu, "z": z, "victim": (honest @ z).argmax()}
+        return {"t": torch.tensor(t + 1), "mu": mu, "z": z, "victim": _ids(view)[(honest @ z).argmax().cpu()]}
+
+
+def _ids(view: View) -> Tensor:
+    """Whose the honest rows are; their places, where clients have no numbers."""
+    return torch.arange(len(honest_of(view))) if view.ids is None else view.ids

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.check import Invalid, NonNegative
+from fedsim.check import NonNegative
 from fedsim.types import Attack, Knowledge, View
 
 OWN: frozenset[Knowledge] = frozenset({"own"})
@@ -78,8 +78,8 @@ class ALIE(Line):
     3).
 
     z = None is the paper's largest value that hides: with k = floor(n/2 + 1) - f supporters needed among the
-    n - f honest clients, z = Phi^-1((n - f - k) / (n - f)); negative where f is very small. Raises `Invalid`
-    for f >= n/2.
+    n - f honest clients, z = Phi^-1((n - f - k) / (n - f)); negative where f is very small. In a cohort that
+    happens to be half Byzantine or more f counts as the most below n/2.
 
     Conventions: `std` "population" divides by the count of rows (authors' code), "sample" by one less
     (ByzFL). `side` "-" subtracts (authors' code, arXiv:2006.09365), "+" adds (arXiv:2302.01772, ByzFL).
@@ -108,12 +108,10 @@ class ALIE(Line):
 
 def hiding_z(n: int, f: int) -> float:
     """The z of ALIE's paper for f of n clients."""
-    if 2 * f >= n:
-        raise Invalid(
-            f"ALIE.z = None: undefined for f = {f} of n = {n} clients, f must be below n/2: give z a value"
-        )
+    f = min(f, (n - 1) // 2)
     supporters = n // 2 + 1 - f
-    return NormalDist().inv_cdf((n - f - supporters) / (n - f))
+    share = (n - f - supporters) / (n - f)
+    return NormalDist().inv_cdf(share) if share else 0.0  # of one or two clients
 
 
 def deviation(rows: Tensor, s: Tensor, correction: int = 0) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.check import Invalid
-from fedsim.gradients import ClientGradients
+from fedsim.gradients import ClientGradients, require_certain
 from fedsim.keys import SHARED, Keys, torch_seed
 from fedsim.ledger import Ledger
 from fedsim.plan import Plan
@@ -52,6 +52,8 @@ class Federation:
         self.model.to(device)
         self.x0 = x0.to(device)
         self.gradients = ClientGradients(self.model)
+        few = Examples(self.train.x[:4], self.train.y[:4])
+        require_certain(self.model, self.x0, Batch(few.x, few.y, torch.ones_like(few.y, dtype=torch.float32)))
         self.computing = _computing(experiment)
         self.ledger = self._ledger()
         self.space = (space or Space()).beside(self._round_bytes())

@@ -86,6 +86,7 @@ class Stage:
     """Where forged rows enter: beside the honest rows, in place of the Byzantine clients' own, which may be missing."""
 
     honest: Tensor  # (h, d)
+    ids: Ids  # (h,), of those clients
     own: Tensor  # (f, d), or (0, d) where the Byzantine clients computed none
     f: int
     join: Callable[[Tensor], tuple[State, Tensor]]  # forged rows (f, d) -> server state, what the rule sees
@@ -125,6 +126,7 @@ def finish(fed: Federation, server: Server, rows: Tensor, ids: Ids, round: int) 
             generator=fed.keys.generator("attack", round, device=fed.device),
             own=stage.own if "own" in granted and len(stage.own) else None,
             honest=stage.honest if "honest" in granted else None,
+            ids=torch.from_numpy(stage.ids) if "honest" in granted else None,
             target=target if "rule" in granted else None,
         )
         forged, memory = experiment.attack.remember(view, memory)
@@ -148,10 +150,11 @@ def attempt(
 ) -> tuple[Server, Seen | None]:
     """`finish` with those of `asked` who answered: n shrinks, f stays; where the rule is then undefined, nothing moves.
 
-    Clients that never compute are always there: the attack speaks for them.
+    Clients that never compute are always there: the attack speaks for them, unless it has nobody to look at.
     """
     ids = np.concatenate([answered, asked[asked >= fed.computing]])
-    if len(ids) < len(asked) and not len(answered):
+    attack, honest = fed.experiment.attack, answered < fed.experiment.honest
+    if not len(answered) or (attack is not None and "honest" in attack.needs and not honest.any()):
         return server, None
     try:
         return finish(fed, server, rows, ids, round)
@@ -182,7 +185,7 @@ def _in_messages(fed: Federation, server: Server, rows: Tensor, ids: Ids) -> Sta
         room.copy_(forged)
         return receive(rows)
 
-    return Stage(honest, own, len(ids) - h, join, last)
+    return Stage(honest, ids[:h], own, len(ids) - h, join, last)
 
 
 def _in_memory(fed: Federation, server: Server, rows: Tensor, ids: Ids) -> Stage:
@@ -195,4 +198,5 @@ def _in_memory(fed: Federation, server: Server, rows: Tensor, ids: Ids) -> Stage
     def join(forged: Tensor) -> tuple[State, Tensor]:
         return state, torch.cat([seen[:h], forged])
 
-    return Stage(seen[:h], seen[h:], len(seen) - h, join, join)
+    who = np.arange(h) if fed.experiment.method.remembers else sent.ids
+    return Stage(seen[:h], who, seen[h:], len(seen) - h, join, join)

@@ -77,7 +77,7 @@ def ahead(rows: Tensor, blocks: Sequence[slice]) -> Iterator[slice]:
     """The blocks of columns, in order; of rows (n, d) in a file those to come are read while one is worked on."""
     start = rows.untyped_storage().data_ptr() if _files else 0
     memory = _files.get(start)
-    if memory is None:
+    if memory is None or not rows.stride(0):
         yield from blocks
         return
     size, (n, _) = rows.element_size(), rows.shape

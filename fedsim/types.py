@@ -256,6 +256,7 @@ class View:
     own: Tensor | None = None  # (f, d), what the Byzantine clients would honestly have sent
     honest: Tensor | None = None  # (n - f, d)
     target: Target | None = None
+    ids: Tensor | None = None  # (n - f,) int64, whose the honest rows are, where clients have numbers
 
 
 class Attack(Component):

@@ -99,6 +99,8 @@ class RobustStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         self._sent = arrays
+        if server_round == 1:  # of another start
+            self._previous = None
         return self._ask(MessageType.TRAIN, server_round, arrays, config, grid)
 
     def configure_evaluate(
@@ -203,12 +205,13 @@ class RobustStrategy(Strategy):
 
     def _metrics(self, function: MetricsFn, contents: list[RecordDict]) -> MetricRecord:
         """The clients' metrics by `function`, where it can make something of them, and the counts of the round."""
-        counts = MetricRecord({"asked": len(self._asked), "accepted": len(contents)})
+        said = MetricRecord()
         try:
-            counts.update(function(contents, self.weighted_by_key) if contents else {})
+            said = MetricRecord({**function(contents, self.weighted_by_key)} if contents else {})
         except Exception as error:  # a function that trusts what clients send
             log(WARNING, "metrics left out: %s", error)
-        return counts
+        said.update({"asked": len(self._asked), "accepted": len(contents)})  # whatever clients call theirs
+        return said
 
 
 def medians(contents: Sequence[RecordDict], weighted_by_key: str = "") -> MetricRecord:
@@ -235,5 +238,6 @@ MeanAroundMedian = partial(RobustStrategy, rules.MeanAroundMedian())
 Median = partial(RobustStrategy, rules.Median())
 MultiKrum = partial(RobustStrategy, rules.MultiKrum())
 NNA = partial(RobustStrategy, rules.NNA())
+# (on a model without running statistics: signs would take a variance below zero)
 SignMajority = partial(RobustStrategy, rules.MajorityVote(), server_lr=1e-3)
 TrimmedMean = partial(RobustStrategy, rules.TrimmedMean())

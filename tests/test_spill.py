@@ -52,6 +52,7 @@ def test_rules_read_ahead_in_files_and_answer_the_same(n: int, monkeypatch: pyte
     filed = Space(0.0).empty(NONE, *rows.shape).copy_(rows)
     blocks = [slice(start, min(start + 999, 50_001)) for start in range(0, 50_001, 999)]
     assert list(ahead(filed[n // 2 :], blocks)) == blocks
+    assert list(ahead(filed[:1].expand(5, -1), blocks)) == blocks
     for rule in (Median(), Chain(NNM(), Median())):
         assert torch.equal(rule(filed, n // 5), rule(rows, n // 5))
 

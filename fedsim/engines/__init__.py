@@ -59,6 +59,8 @@ class Everyone:
     def __call__(
         self, fed: Federation, states: State, x: Tensor, round: int, ids: NDArray[np.int64]
     ) -> tuple[State, Tensor, NDArray[np.int64]]:
+        if not len(ids):  # a cohort of Byzantine clients who compute nothing
+            return states, fed.x0.new_empty(0, fed.x0.numel()), ids
         return *self.rows(fed, states, x, round, ids), ids
 
 

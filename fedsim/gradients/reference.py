@@ -63,16 +63,34 @@ def _per_example(model: nn.Module, x: Tensor, batch: Batch) -> Tensor:
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.filterwarnings("ignore", "Full backward hook is firing|In CPU autocast")  # of no consequence
         torch.autograd.backward(F.cross_entropy(sampled(batch.x), batch.y, reduction="sum"))
-    return torch.cat([_of_weight(name, p, len(batch.y)) for name, p in model.named_parameters()], 1)
+    named = list(model.named_parameters())
+    each = [_of_weight(p, len(batch.y)) for _, p in named]
+    rounding = 1e-6 * sum(float(rows.norm(dim=1).sum()) for rows in each)
+    for (name, p), rows in zip(named, each, strict=True):  # autograd has their sum as well
+        total = torch.zeros_like(p) if p.grad is None else p.grad
+        if (rows.sum(0) - total.flatten()).norm() > 1e-3 * rows.norm(dim=1).sum() + rounding:
+            raise Invalid(f"model: {name} is read outside of its layer, where Opacus does not see it")
+    return torch.cat(each, 1)
 
 
-def _of_weight(name: str, p: Any, b: int) -> Tensor:
-    """The gradients (b, size) of one weight, held to their sum, which autograd has as well."""
+def _of_weight(p: Any, b: int) -> Tensor:
+    """The gradients (b, size) of one weight."""
     each: Tensor = p.new_zeros(b, p.numel()) if p.grad_sample is None else p.grad_sample.flatten(1)
-    total = torch.zeros_like(p) if p.grad is None else p.grad
-    if (each.sum(0) - total.flatten()).norm() > 1e-3 * each.norm(dim=1).sum():
-        raise Invalid(f"model: {name} is read outside of its layer, where Opacus does not see it")
     return each
+
+
+def require_certain(model: nn.Module, x: Tensor, batch: Batch) -> None:
+    """Raise `Invalid` where the gradient of a batch at x depends on chance, which would have no address."""
+    found = []
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        for seed in range(2):
+            torch.manual_seed(seed)
+            found.append(one_client(model, x, batch))
+    first, again = found
+    if not torch.allclose(first, again, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise Invalid(
+            "model: its gradient depends on chance, whose draws have no address: leave out what is random"
+        )
 
 
 def require_independent(model: nn.Module) -> None:

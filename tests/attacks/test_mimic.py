@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,23 @@ def test_the_victims_are_those_of_the_published_procedure(warmup: int) -> None:
         sent, memory = Mimic(warmup=warmup).remember(view, memory)
         assert torch.equal(sent, view.honest[victim].expand(2, -1))
     assert int(memory["t"]) == warmup
+
+
+def test_the_victim_is_a_client_whoever_else_takes_part() -> None:
+    first, second, third = (replace(view, ids=torch.arange(10, 16)) for view in rounds_of(3))
+    sent, memory = Mimic().remember(first, {})
+    victim = int(memory["victim"])
+    place = victim - 10
+    assert torch.equal(sent[0], first.honest[place])
+    others = torch.tensor([j for j in range(6) if j != (place + 1) % 6])
+    fewer = replace(second, honest=second.honest[others], ids=second.ids[others])
+    sent, memory = Mimic().remember(fewer, memory)
+    assert torch.equal(sent[0], second.honest[place])
+    without = torch.tensor([j for j in range(6) if j != place])
+    missing = replace(third, honest=third.honest[without], ids=third.ids[without])
+    sent, memory = Mimic().remember(missing, memory)
+    assert torch.equal(sent[0], missing.honest[(missing.honest @ memory["z"]).argmax()])
+    assert int(memory["victim"]) == victim
 
 
 def test_a_named_victim_needs_no_memory() -> None:

@@ -238,3 +238,15 @@ def test_a_peer_whose_message_is_lost_stays_where_it_is() -> None:
     mask = e.method.received(8, 6, 2, fed.keys.generator("received", 0))
     assert torch.equal(after.x[there], e.rule.each(rows[there], 2, mask))
     assert torch.equal(after.x[3], server.x[3])
+
+
+@pytest.mark.parametrize("attack", [IPM(10.0), ALIE()], ids=repr)
+def test_a_cohort_may_be_all_byzantine(attack: Attack) -> None:
+    """Then nothing moves; and where they are half of it or more, the attack still knows what to send."""
+    base = experiment(FedSGD(lr=0.5), Mean(), None)
+    e = replace(base, byzantine=4, attack=attack, cohort=2, f=0, rounds=12)
+    fed = Federation(e)
+    assert any((fed.cohort(t) >= e.honest).all() for t in range(e.rounds))
+    first, *others = (run(e, engine=engine) for engine in ("loop", "vector", "grid"))
+    for other in others:
+        close(torch.tensor(other.frame["loss"].to_numpy()), torch.tensor(first.frame["loss"].to_numpy()))

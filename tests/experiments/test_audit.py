@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fedsim.attacks import IPM
 from fedsim.batches import Epochs, Fixed, Full, Poisson
 from fedsim.check import Invalid
 from fedsim.cli import app
@@ -86,7 +87,7 @@ SETTINGS = {
         "method": ByzClip21SGD2M(lr=0.5, tau=0.1),
         "privacy": MessageDP(epsilon=8.0, delta=DELTA),
     },
-    "attacked": {"clients": 50, "byzantine": 10, "dealt": "honest", "batches": Full()},
+    "attacked": {"clients": 50, "byzantine": 10, "dealt": "honest", "attack": IPM(), "batches": Full()},
 }
 
 

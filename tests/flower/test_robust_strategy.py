@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fedsim.check import Invalid
 from fedsim.flower.grid import InProcessGrid
-from fedsim.strategies import NNM, Chain, Krum, Median, flower
+from fedsim.strategies import NNM, CenteredClipping, Chain, Krum, Median, flower
 from fedsim.strategies.flower import RobustStrategy, medians
 
 Content = Callable[[np.ndarray], RecordDict]
@@ -266,6 +266,25 @@ def test_metrics_are_medians_of_what_was_sent() -> None:
     sent = [{"a": 1}, {"a": 2.0}, {"a": float("nan")}, {"a": [1.0, 2.0]}, {"a": 30, "b": [1, 2]}]
     record = medians([RecordDict({"m": MetricRecord(each)}) for each in sent])
     assert dict(record) == {"a": 2.0, "b": [1.0, 2.0]}
+
+
+def test_the_counts_of_a_round_are_the_servers() -> None:
+    def boasting(w: np.ndarray) -> RecordDict:
+        content = good(w)
+        content["metrics"] = MetricRecord({"asked": 1000, "accepted": 0, "num-examples": 10})
+        return content
+
+    strategy = RobustStrategy(Median(), 1, fraction_evaluate=0.0)
+    result = strategy.start(InProcessGrid(app(boasting), 7), initial(), num_rounds=1)
+    counts = result.train_metrics_clientapp[1]
+    assert (counts["asked"], counts["accepted"]) == (7, 7)
+
+
+def test_a_second_start_begins_anew() -> None:
+    strategy = RobustStrategy(CenteredClipping(tau=0.5), fraction_evaluate=0.0)
+    first = play(strategy, app(None, faulty=()))
+    np.testing.assert_array_equal(first, play(strategy, app(None, faulty=())))
+    strategy.start(InProcessGrid(app(None, faulty=()), 7), initial(5), num_rounds=1)
 
 
 def test_a_function_of_ones_own_may_fail() -> None:

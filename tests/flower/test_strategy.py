@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from test_messages import small
-from test_robust_strategy import FAULTS, app, initial, play
+from test_robust_strategy import FAULTS, app, good, initial, play
 
 from fedsim.attacks import ALIE, IPM, LabelFlip
 from fedsim.attacks.flower import Adversary
@@ -68,6 +69,20 @@ def test_an_adversary_leaves_broken_replies_to_themselves() -> None:
         result = strategy.start(grid, initial(), num_rounds=1)
         assert result.arrays is not None
         assert [each.node for each in strategy.set_aside if each.round == 1][:1] == [FIRST_NODE]
+
+
+def test_an_adversary_leaves_out_a_reply_unlike_the_others() -> None:
+    """One client's counter is a float, as the server's is; the others send whole numbers."""
+
+    def odd(w: np.ndarray) -> RecordDict:
+        arrays = ArrayRecord({"w": Array(w + 1), "steps": Array(np.array(3.0))})
+        return RecordDict({"arrays": arrays, "metrics": good(w)["metrics"]})
+
+    arrays = ArrayRecord({"w": Array(np.zeros(3, np.float32)), "steps": Array(np.array(0.0))})
+    grid = Adversary(InProcessGrid(app(odd, faulty=(2,)), 7), ALIE(), 2)
+    result = FedAvg(fraction_evaluate=0.0).start(grid, arrays, num_rounds=1)
+    assert result.arrays is not None
+    assert np.isfinite(result.arrays["w"].numpy()).all()
 
 
 def test_attacks_that_a_grid_cannot_carry_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from fedsim.check import Invalid
 from fedsim.flat import flatten
-from fedsim.gradients import ClientGradients, one_client
+from fedsim.gradients import ClientGradients, one_client, require_certain
 from fedsim.models import CNN, MLP, Logistic
 from fedsim.types import Batch, Model
 
@@ -109,6 +110,30 @@ def test_refuses_examples_that_depend_on_others_or_on_chance(layer: nn.Module, i
         one_client(net, flatten(net), batch)
     with pytest.raises(Invalid, match=instead):
         ClientGradients(net)
+
+
+class Chance(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.3)
+
+
+@pytest.mark.parametrize("layer", [nn.RReLU(), Chance(), nn.Tanh()], ids=lambda v: type(v).__name__)
+def test_chance_is_found_wherever_it_is(layer: nn.Module) -> None:
+    net = nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 3))
+    batch = Batch(torch.randn(4, 4), torch.tensor([0, 1, 2, 0]), torch.ones(4))
+    before = torch.get_rng_state()
+    with nullcontext() if isinstance(layer, nn.Tanh) else pytest.raises(Invalid, match="depends on chance"):
+        require_certain(net, flatten(net), batch)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_is_no_fault() -> None:
+    """That of a bias which a norm behind it takes out again."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    batch = Batch(torch.randn(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1]), torch.full((5,), 0.2))
+    plain, clipped = (one_client(net, flatten(net), batch, clip) for clip in (None, 1e6))
+    torch.testing.assert_close(plain, clipped, rtol=1e-4, atol=1e-6)
 
 
 class Aside(nn.Module):
