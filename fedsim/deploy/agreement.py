@@ -52,6 +52,8 @@ class Agreement(Settings):
     def permit(self, order: Order, fed: Federation, spent: Spent) -> Spent:
         """What will have been spent once this order is answered; raises `Invalid` where that is more than agreed."""
         experiment = fed.experiment
+        if order.round >= experiment.rounds:  # once answered, it would bar all that come before it
+            raise Invalid(f"round {order.round}: the experiment has rounds 0 to {experiment.rounds - 1}")
         after = spent.charge(order, fed)
         if self.client >= experiment.honest and not self.red_team:
             raise Invalid(f"client {self.client} would be Byzantine: this device has red_team = false")

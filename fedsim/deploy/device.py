@@ -52,7 +52,7 @@ class Device:
     """The `Host` of a device, from its folder: device.toml, ledger.json, and a memory for each run.
 
     The ledger is written before the memory, and both before an answer goes out; each is replaced whole. A device that
-    dies in between has paid for an answer that nobody got.
+    dies in between has paid for an answer that nobody got, and gives none to that round.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +77,13 @@ class Device:
 
     def keep(self, order: Order, fed: Federation, memory: Memory, context: Context) -> None:
         with Spent.alone(self.ledger):  # of several runs at once none may lose what another has paid
-            self.own.permit(order, fed, Spent.load(self.ledger)).save(self.ledger)
+            spent = Spent.load(self.ledger)
+            if spent.booked(order):  # by a process beside this one, or with a memory that is lost
+                raise Invalid(
+                    f"round {order.round}: booked in run {order.run} already, and a round is answered once; "
+                    "allowed is a later one"
+                )
+            self.own.permit(order, fed, spent).save(self.ledger)
         write_whole(self._memory(order), memory.dump())
 
     def _memory(self, order: Order) -> Path:

@@ -39,6 +39,10 @@ class Spent:
         """Rounds answered, over all runs."""
         return sum(len(entry.rounds) for entry in self.entries.values())
 
+    def booked(self, order: Order) -> bool:
+        """Whether this round of this run has been paid for."""
+        return order.run in self.entries and order.round in self.entries[order.run].rounds
+
     def charge(self, order: Order, fed: Federation) -> Spent:
         """With one more round answered. A round is paid for once: the same answer sent again tells nobody more."""
         entry = self.entries.get(order.run, Entry(order.fingerprint, order.derived))

@@ -31,6 +31,7 @@ from fedsim.federation import Federation
 from fedsim.flower.grid import FIRST_NODE, InProcessGrid
 from fedsim.flower.memory import Memory
 from fedsim.flower.order import Order
+from fedsim.flower.remote import Remote, discover
 from fedsim.models import Logistic
 from fedsim.privacy import ExampleDP, MessageDP
 from fedsim.round import answer
@@ -334,19 +335,59 @@ def test_a_server_that_is_killed_goes_on(
     assert site.spent(0).rounds == 6
 
 
+def asking(site: Site, e: Experiment) -> Callable[[int, int], tuple[torch.Tensor, list[str]]]:
+    """A server that asks all devices for any round, in normal mode, and says that it took in any: rows and refusals."""
+    fed = Federation(e)
+
+    def ask(round: int, accepted: int) -> tuple[torch.Tensor, list[str]]:
+        grid = site.grid()
+        remote = Remote(grid, discover(grid, site.clients), run="again", derived=False)
+        states = {"accepted": torch.full((site.clients,), accepted)}
+        _, rows, _ = remote(fed, states, fed.x0, round, np.arange(site.clients))
+        return rows, [each.reason for each in remote.set_aside]
+
+    return ask
+
+
 def test_asked_again_a_device_sends_the_same_noise(tmp_path: Path) -> None:
     """In normal mode a second draw would cost privacy; what was sent once is sent again."""
-    e, site = small(), Site(tmp_path)
-    seen: list[torch.Tensor] = []
-    from fedsim.flower.remote import Remote, discover
-
-    for _ in range(2):
-        grid = site.grid()
-        remote = Remote(grid, discover(grid, 5), run="again", derived=False)
-        fed = Federation(e)
-        seen.append(remote(fed, {"accepted": torch.full((5,), -1)}, fed.x0, 0, np.arange(5))[1])
-    assert torch.equal(*seen)
+    site = Site(tmp_path)
+    ask = asking(site, small())
+    assert torch.equal(ask(0, -1)[0], ask(0, -1)[0])
     assert site.spent(0).rounds == 1
+
+
+def test_a_round_is_answered_once_whatever_the_server_says_it_took_in(tmp_path: Path) -> None:
+    """Fresh noise for a round that was answered could be averaged away, and was paid for once."""
+    site = Site(tmp_path, clients=1)
+    ask = asking(site, small(clients=1, f=0))
+    first, _ = ask(0, -1)
+    for _ in range(3):
+        rows, refused = ask(0, 0)
+        assert (len(rows), "answers a round once" in refused[0]) == (0, True)
+    assert torch.equal(ask(0, -1)[0], first)  # nothing was taken in after all: what was sent is sent again
+    assert len(ask(1, 0)[0]) == 1
+    assert "answers a round once" in ask(0, 1)[1][0]
+    assert site.spent(0).rounds == 2
+
+
+def test_a_round_that_is_booked_is_not_answered_anew(tmp_path: Path) -> None:
+    """A device whose memory is gone, or that is asked twice at a time, still has its ledger."""
+    site = Site(tmp_path, clients=1)
+    ask = asking(site, small(clients=1, f=0))
+    ask(0, -1)
+    (site.folder(0) / "memory-again.pt").unlink()
+    before = site.spent(0)
+    assert "booked in run again already" in ask(0, -1)[1][0]
+    assert site.spent(0) == before
+    assert len(ask(1, -1)[0]) == 1
+
+
+def test_a_round_that_the_experiment_does_not_have_bars_none_that_it_has(tmp_path: Path) -> None:
+    site = Site(tmp_path, clients=1)
+    ask = asking(site, small(clients=1, f=0))
+    assert "the experiment has rounds 0 to 3" in ask(4, -1)[1][0]
+    assert len(ask(0, -1)[0]) == 1
 
 
 def test_own_data_stay_on_the_device(tmp_path: Path) -> None:
