@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedsim.check import Chance, Count, Finite, Invalid, Natural, NonNegative
 from fedsim.deploy.settings import Settings
-from fedsim.deploy.spent import Spent
+from fedsim.deploy.spent import Spent, hiding
 from fedsim.federation import Federation
 from fedsim.flower.order import Order
 
@@ -69,9 +69,10 @@ class Agreement(Settings):
                 f"noise multiplier {noise:.4g} in round {order.round}: this device asks for {self.min_noise:.4g}"
             )
         if self.epsilon is not None:
-            if fed.ledger is None:
+            if hiding(fed) is None:
                 raise Invalid(
-                    f"an experiment without privacy: this device has a budget of epsilon = {self.epsilon:g}"
+                    "an experiment without privacy in its messages: "
+                    f"this device has a budget of epsilon = {self.epsilon:g}"
                 )
             epsilon = after.epsilon(self.delta)
             if epsilon > self.epsilon * (1 + 1e-9):
@@ -83,7 +84,6 @@ class Agreement(Settings):
 
 
 def noise_of(fed: Federation, round: int) -> float:
-    """The noise multiplier of a round, 0 without privacy."""
-    if fed.ledger is None:
-        return 0.0
-    return fed.ledger.multiplier * float(fed.ledger.privacy.factors((round,))[0])
+    """The noise multiplier of a client's message in a round, 0 where it has no noise."""
+    ledger = hiding(fed)
+    return ledger.multiplier * float(ledger.privacy.factors((round,))[0]) if ledger else 0.0

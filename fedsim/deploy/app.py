@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim.check import Invalid
 from fedsim.deploy.device import Device
+from fedsim.deploy.trial import Trial
 from fedsim.federation import Federation
 from fedsim.flower.client import Host, Simulated, federation_of, respond
 from fedsim.flower.remote import Remote, Wire, discover
@@ -71,17 +72,14 @@ def main(grid: Grid, context: Context) -> None:
 def serve(grid: Grid, config: Mapping[str, Any]) -> tuple[Result, Remote]:
     """Run the experiment of a run configuration over a Grid, from its record's checkpoint on where `resume` says so.
 
-    Raises `Invalid` for an experiment with an attack without `red-team`.
+    Raises `Invalid` for an experiment that a deployment does not run.
     """
     experiment, test = _experiment(config), bool(config["test-mode"])
-    if experiment.attack is not None and not config["red-team"]:
-        name = type(experiment.attack).__name__
-        raise Invalid(
-            f"attack = {name}: a deployment runs attacks only as a red team's exercise, with red-team = true"
-        )
+    trial = Trial(test, bool(config["red-team"]), config["payload"], float(config["timeout"]))
+    trial.check(experiment)
     fed = Federation(experiment)
     fed.accounted = not test
-    wire = Wire(config["payload"], float(config["timeout"]), float(config["poll"]) or None)
+    wire = Wire(trial.payload, trial.timeout, float(config["poll"]) or None)
     out = Path(str(config["out"]))
     record = Record.open(experiment, out, bool(config["resume"]))
     nodes = _nodes(grid, str(config["clients"]), fed, wire)

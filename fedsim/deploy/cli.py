@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from fedsim.guard import guarded
+
+if TYPE_CHECKING:
+    from fedsim.flower.payload import Payload as Number
 
 app = typer.Typer(
     help="Real devices over gRPC, with TLS and keys.",
@@ -149,9 +152,10 @@ def run(
     """Run an experiment on the deployment whose server runs on this machine."""
     from fedsim.deploy import local
     from fedsim.deploy.site import Site
+    from fedsim.deploy.trial import Trial
     from fedsim.experiments.resolve import resolve
 
-    trial = local.Trial(test_mode, red_team, payload, timeout, fast)
+    trial = Trial(test_mode, red_team, cast("Number", payload), timeout, fast)
     summary = local.run_there(Site(folder.resolve()), resolve(what, changes).main, trial, out, resume)
     _tell(summary, as_json)
 
@@ -183,9 +187,10 @@ def up(
     from tempfile import TemporaryDirectory
 
     from fedsim.deploy import local
+    from fedsim.deploy.trial import Trial
 
     _warn(no_tls, no_keys)
-    trial = local.Trial(test_mode, red_team, payload, timeout, fast)
+    trial = Trial(test_mode, red_team, cast("Number", payload), timeout, fast)
     with TemporaryDirectory(prefix="fedsim-") as place:
         site = local.site(
             folder or Path(place) / "site", devices, trial, tls=not no_tls, keys=not (no_keys or no_tls)

@@ -161,6 +161,17 @@ def test_the_command(site: Site, tmp_path: Path) -> None:
     assert not Site(tmp_path / "new").link.keys
 
 
+def test_a_bad_setting_of_a_run_is_named_before_anything_is_started(site: Site) -> None:
+    words = ["deploy", "run", str(site.folder), "quickstart"]
+    for bad, said in (
+        (["--payload", "int8"], "Trial.payload = 'int8'"),
+        (["--timeout", "-1"], "Trial.timeout = -1.0"),
+        ([], "with red-team = true"),
+    ):
+        done = CliRunner().invoke(app, [*words, *bad])
+        assert (done.exit_code, said in done.output) == (2, True)
+
+
 def test_without_its_fork_server_a_device_takes_flowers_way(tmp_path: Path) -> None:
     """The command says so, and is Flower's own: here it explains its arguments."""
     command = fork.shim(tmp_path) / fork.COMMAND

@@ -26,7 +26,6 @@ import torch
 from fedsim.deploy import fork, pki, roles
 from fedsim.deploy.local import (
     Running,
-    Trial,
     difference,
     fitted,
     free_ports,
@@ -39,6 +38,7 @@ from fedsim.deploy.local import (
 from fedsim.deploy.local import site as make
 from fedsim.deploy.site import Site, Uplink
 from fedsim.deploy.spent import Spent
+from fedsim.deploy.trial import Trial
 from fedsim.experiments.resolve import resolve
 from fedsim.spec import Experiment
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from threading import Barrier
 from time import sleep
@@ -33,11 +35,11 @@ from fedsim.flower.memory import Memory
 from fedsim.flower.order import Order
 from fedsim.flower.remote import Remote, discover
 from fedsim.models import Logistic
-from fedsim.privacy import ExampleDP, MessageDP
+from fedsim.privacy import CentralDP, ExampleDP, MessageDP
 from fedsim.round import answer
 from fedsim.runner import Result, run
 from fedsim.spec import Experiment
-from fedsim.strategies import NNM, ByzClip21SGD2MPlus, Chain, Median
+from fedsim.strategies import NNM, ByzClip21SGD2MPlus, Chain, FedAvg, Mean, Median
 from fedsim.task import Task
 
 CONFIG: dict[str, Any] = {
@@ -83,6 +85,20 @@ class Site:
 
 def same(a: Result, b: Result) -> bool:
     return all(torch.equal(a.model[name], value) for name, value in b.model.items())
+
+
+def asking(site: Site, e: Experiment) -> Callable[[int, int], tuple[torch.Tensor, list[str]]]:
+    """A server that asks all devices for any round, in normal mode, and says that it took in any: rows and refusals."""
+    fed = Federation(e)
+
+    def ask(round: int, accepted: int) -> tuple[torch.Tensor, list[str]]:
+        grid = site.grid()
+        remote = Remote(grid, discover(grid, site.clients), run="again", derived=False)
+        states = {"accepted": torch.full((site.clients,), accepted)}
+        _, rows, _ = remote(fed, states, fed.x0, round, np.arange(site.clients))
+        return rows, [each.reason for each in remote.set_aside]
+
+    return ask
 
 
 # ---------------------------------------------------------------- entropy
@@ -245,6 +261,63 @@ def test_without_privacy_a_budget_is_no_budget(tmp_path: Path) -> None:
     assert "an experiment without privacy" in aside[0]
 
 
+def test_a_round_without_privacy_uses_up_any_budget(tmp_path: Path) -> None:
+    site, e = Site(tmp_path, test_mode=False), small()
+    site.run(replace(e, privacy=None), **{"test-mode": False})
+    assert site.spent(0).epsilon(1e-4) == inf
+    Agreement(client=0, epsilon=100.0, delta=1e-4).save(site.folder(0) / "device.toml")
+    result, aside = site.run(e, out=str(tmp_path / "private"), **{"test-mode": False})
+    assert "would bring epsilon to inf" in aside[0]
+    assert result.frame["answered"].tolist() == [4] * 4
+
+
+def test_answers_in_test_mode_are_left_out_of_epsilon(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.run(small(privacy=None))
+    assert (site.spent(0).rounds, site.spent(0).epsilon(1e-4)) == (4, 0.0)
+
+
+def test_a_ledger_as_it_was_written_before_is_read(tmp_path: Path) -> None:
+    entry = {"fingerprint": "f", "derived": False, "adjacency": None, "rounds": [0, 1], "releases": []}
+    release = {"z": 2.0, "times": 2, "sampling": "none", "rate": 1.0}
+    private = {**entry, "adjacency": "replace-one", "releases": [release]}
+    path = tmp_path / "ledger.json"
+    path.write_text(json.dumps({"a": private}))
+    assert Spent.load(path).epsilon(1e-4) == pytest.approx(gaussian_epsilon(2**0.5 / 2.0, 1e-4), rel=1e-6)
+    path.write_text(json.dumps({"a": private, "b": entry}))
+    assert Spent.load(path).epsilon(1e-4) == inf
+
+
+CENTRAL = small(
+    method=FedAvg(lr=0.1, local_steps=1, tau=0.3),
+    rule=Mean(),
+    f=0,
+    privacy=CentralDP(noise=1.0, delta=1e-4),
+)
+
+
+def test_the_servers_noise_is_not_the_devices_own(tmp_path: Path) -> None:
+    """A server that makes devices believe in noise of its own gets nothing from those who asked for any."""
+    site = Site(tmp_path)
+    Agreement(client=0, min_noise=0.5).save(site.folder(0) / "device.toml")
+    Agreement(client=1, epsilon=1000.0).save(site.folder(1) / "device.toml")
+    rows, refused = asking(site, CENTRAL)(0, -1)
+    assert len(rows) == 3
+    assert "noise multiplier 0 in round 0: this device asks for 0.5" in refused[0]
+    assert "an experiment without privacy in its messages" in refused[1]
+    assert site.spent(2).epsilon(1e-4) == inf
+
+
+def test_a_server_takes_no_central_noise_for_private(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    with pytest.raises(Invalid, match="every device gets"):
+        site.run(CENTRAL, **{"test-mode": False})
+    result, aside = site.run(CENTRAL)
+    assert not aside
+    assert result.summary["epsilon"] is None
+    assert same(result, run(CENTRAL, engine="loop", device="cpu"))
+
+
 # ---------------------------------------------------------------- what goes wrong
 def test_a_damaged_ledger_answers_nothing(tmp_path: Path) -> None:
     site = Site(tmp_path)
@@ -335,20 +408,6 @@ def test_a_server_that_is_killed_goes_on(
     assert site.spent(0).rounds == 6
 
 
-def asking(site: Site, e: Experiment) -> Callable[[int, int], tuple[torch.Tensor, list[str]]]:
-    """A server that asks all devices for any round, in normal mode, and says that it took in any: rows and refusals."""
-    fed = Federation(e)
-
-    def ask(round: int, accepted: int) -> tuple[torch.Tensor, list[str]]:
-        grid = site.grid()
-        remote = Remote(grid, discover(grid, site.clients), run="again", derived=False)
-        states = {"accepted": torch.full((site.clients,), accepted)}
-        _, rows, _ = remote(fed, states, fed.x0, round, np.arange(site.clients))
-        return rows, [each.reason for each in remote.set_aside]
-
-    return ask
-
-
 def test_asked_again_a_device_sends_the_same_noise(tmp_path: Path) -> None:
     """In normal mode a second draw would cost privacy; what was sent once is sent again."""
     site = Site(tmp_path)
@@ -410,7 +469,6 @@ def test_own_data_stay_on_the_device(tmp_path: Path) -> None:
 
 def test_the_apps_that_flower_starts(tmp_path: Path) -> None:
     """The whole ServerApp and ClientApp as `flwr run` starts them, on the recipe of the shipped folder."""
-    import json
     import tomllib
 
     import fedsim.deploy
