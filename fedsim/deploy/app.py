@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from logging import INFO, WARNING
 from pathlib import Path
@@ -21,6 +22,7 @@ from fedsim.deploy.device import Device
 from fedsim.deploy.trial import Trial
 from fedsim.federation import Federation
 from fedsim.flower.client import Host, Simulated, federation_of, respond
+from fedsim.flower.order import OWN_DATA
 from fedsim.flower.remote import Remote, Wire, discover
 from fedsim.record import Record, write_whole
 from fedsim.runner import Result, drive
@@ -84,7 +86,19 @@ def serve(grid: Grid, config: Mapping[str, Any]) -> tuple[Result, Remote]:
     record = Record.open(experiment, out, bool(config["resume"]))
     nodes = _nodes(grid, str(config["clients"]), fed, wire)
     remote = Remote(grid, nodes, run=_name(out, record), derived=test, wire=wire)
-    return drive(fed, remote, record, _report, EVERY_ROUND), remote
+    return _stated(drive(fed, remote, record, _report, EVERY_ROUND)), remote
+
+
+def _stated(result: Result) -> Result:
+    """The result without the epsilon that the experiment's own partition would have cost, where devices have others."""
+    if OWN_DATA not in result.frame:
+        return result
+    note = (
+        f"no epsilon: {int(result.frame[OWN_DATA].max())} of the devices hold data of their own, and each one's ledger "
+        "says what the run cost it; any other note on privacy is on the experiment's partition"
+    )
+    summary = result.summary | {"epsilon": None, "noise_multiplier": None}
+    return replace(result, summary=summary, notes=[note, *result.notes[1:]])
 
 
 def _experiment(config: Mapping[str, Any]) -> Experiment:

@@ -59,6 +59,10 @@ class Device:
         self.folder, self.own = folder, Agreement.load(folder / "device.toml")
 
     @property
+    def own_data(self) -> bool:
+        return self.own.data != "partition"
+
+    @property
     def ledger(self) -> Path:
         return self.folder / "ledger.json"
 

@@ -39,7 +39,7 @@ from fedsim.privacy import CentralDP, ExampleDP, MessageDP
 from fedsim.round import answer
 from fedsim.runner import Result, run
 from fedsim.spec import Experiment
-from fedsim.strategies import NNM, ByzClip21SGD2MPlus, Chain, FedAvg, Mean, Median
+from fedsim.strategies import NNM, ByzClip21SGD2MPlus, Chain, FedAvg, HeavyBall, Mean, Median
 from fedsim.task import Task
 
 CONFIG: dict[str, Any] = {
@@ -449,22 +449,44 @@ def test_a_round_that_the_experiment_does_not_have_bars_none_that_it_has(tmp_pat
     assert len(ask(0, -1)[0]) == 1
 
 
+def own(site: Site, i: int, x: Any, y: Any, **terms: Any) -> Path:
+    """Give device i a file of its own."""
+    path = site.folder(i) / "own.npz"
+    np.savez(path, x=x, y=y)
+    Agreement(client=i, data=str(path), **terms).save(site.folder(i) / "device.toml")
+    return path
+
+
 def test_own_data_stay_on_the_device(tmp_path: Path) -> None:
     e, site = small(batches=Fixed(4)), Site(tmp_path)
     held = Federation(e)
     for i in range(5):
         part = slice(int(held.starts[i]), int(held.starts[i] + held.sizes[i]))
-        np.savez(site.folder(i) / "own.npz", x=held.train.x[part].numpy(), y=held.train.y[part].numpy())
-        terms = Agreement(
-            client=i, data=str(site.folder(i) / "own.npz"), classes=held.classes, test_mode=True
-        )
-        terms.save(site.folder(i) / "device.toml")
+        x, y = held.train.x[part].numpy(), held.train.y[part].numpy()
+        path = own(site, i, x, y, classes=held.classes, test_mode=True)
     result, aside = site.run(e)
     assert not aside
     assert same(result, run(e, engine="loop", device="cpu"))
-    (site.folder(0) / "own.npz").write_bytes(b"nothing")
+    path.write_bytes(b"nothing")
     _, aside = site.run(replace(e, seed=2), out=str(tmp_path / "second"))
     assert "not an .npz file" in aside[0]
+
+
+def test_the_server_states_no_epsilon_for_data_that_it_does_not_have(tmp_path: Path) -> None:
+    """Of 10 examples a batch of 4 shows much more than of the 400 that the experiment's partition gives a client."""
+    e = small(privacy=ExampleDP(clip=1.0, noise=1.0, delta=1e-4), method=HeavyBall(lr=0.1), evaluate_every=2)
+    site = Site(tmp_path, test_mode=False)
+    partition, _ = site.run(e, **{"test-mode": False})
+    assert partition.summary["epsilon"] == pytest.approx(site.spent(3).epsilon(1e-4), rel=1e-9)
+    own(site, 3, np.zeros((10, 20), np.float32), np.zeros(10, np.int64))
+    for settings in ({}, {"resume": True}):  # resumed at its end, no device is asked any more
+        mixed, aside = site.run(e, out=str(tmp_path / "mixed"), **{"test-mode": False, **settings})
+        assert not aside
+        assert mixed.summary["epsilon"] is None
+        assert mixed.frame["epsilon"].isna().all()
+        assert "1 of the devices hold data of their own" in mixed.notes[0]
+        assert not any("epsilon = " in note for note in mixed.notes)
+    assert site.spent(3).epsilon(1e-4) > 3 * site.spent(2).epsilon(1e-4)
 
 
 def test_the_apps_that_flower_starts(tmp_path: Path) -> None:
