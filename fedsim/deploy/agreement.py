@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fedsim.check import Chance, Count, Finite, Invalid, Natural, NonNegative
 from fedsim.deploy.settings import Settings
@@ -17,7 +18,7 @@ class Agreement(Settings):
 
     client       the id of this device in every experiment
     data         "partition": this client's part of the experiment's own data set, for trials; otherwise an .npz file
-                 of this device with arrays x (m, ...) and y (m,)
+                 of this device with arrays x (m, ...) and y (m,), its path from the device's folder on
     classes      how many classes there are, where `data` is a file
     min_noise    the least noise multiplier (standard deviation over sensitivity) in any round
     max_rounds   the most rounds that it answers, ever
@@ -37,6 +38,22 @@ class Agreement(Settings):
     fingerprint: str = "any"
     test_mode: bool = False
     red_team: bool = False
+
+    @classmethod
+    def of(cls, folder: Path) -> Agreement:
+        """The terms in a device's folder, with the whole path of its data."""
+        terms = cls.load(folder / "device.toml")
+        return replace(terms, data=str(folder / terms.data)) if terms.own_data else terms
+
+    @property
+    def own_data(self) -> bool:
+        """Whether the device has data of its own in place of its part of the experiment's."""
+        return self.data != "partition"
+
+    @property
+    def wide_open(self) -> bool:
+        """Whether experiments without noise are answered too, whatever they are and without a budget."""
+        return self.min_noise == 0 and self.epsilon is None and self.fingerprint == "any"
 
     def check(self, order: Order) -> None:
         """Raise `Invalid` where an order is not for this device, before its experiment is even looked at."""

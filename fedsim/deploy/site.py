@@ -17,6 +17,7 @@ from fedsim.deploy.settings import Settings
 DAYS = 365
 ADVICE = """# The terms of this device. The server cannot change them; `fedsim deploy check` says what is wrong here.
 # data         "partition": this device's part of the experiment's data set (a trial), or an .npz file with x and y
+# classes      how many classes the experiment has, where `data` is a file: labels run from 0 to classes - 1
 # min_noise    the least noise multiplier that it answers with
 # max_rounds   the most rounds that it answers, ever
 # epsilon      its privacy budget at `delta`, over all runs; "none" for no budget

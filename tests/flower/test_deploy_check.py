@@ -11,7 +11,9 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -98,6 +100,15 @@ def test_what_is_wrong_with_a_server(case: str, site: Site) -> None:
     assert said in wrong(site.folder)
 
 
+def data(device: Path, content: bytes | dict[str, Any] | None) -> None:
+    """Terms that name a file in the device's folder, and the file."""
+    Agreement(client=0, data="own.npz").save(device / "device.toml")
+    if isinstance(content, bytes):
+        (device / "own.npz").write_bytes(content)
+    elif content:
+        np.savez(device / "own.npz", **content)
+
+
 DEVICE: dict[str, tuple[Callable[[Path], object], str]] = {
     "open key": (lambda d: (d / "key").chmod(0o644), "others on this machine may read it"),
     "another's key": (
@@ -111,6 +122,15 @@ DEVICE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no client": (lambda d: (d / "device.toml").write_text("min_noise = 1.0"), "client is missing"),
     "a bad term": (lambda d: (d / "device.toml").write_text("client = 0\nepsilon = -1.0"), "epsilon = -1.0"),
     "ledger": (lambda d: (d / "ledger.json").write_text("{"), "ledger is not readable"),
+    "no data": (lambda d: data(d, None), "own.npz: not an .npz file with arrays x and y"),
+    "half a file": (lambda d: data(d, b"PK\3\4 and so on"), "own.npz: not an .npz file with arrays x and y"),
+    "no labels": (lambda d: data(d, {"x": np.zeros((3, 2))}), "y is not a file in the archive"),
+    "a label too high": (lambda d: data(d, {"x": np.zeros((3, 2)), "y": [0, 1, 10]}), "labels from 0 to 9"),
+    "as many": (lambda d: data(d, {"x": np.zeros((3, 2)), "y": [0]}), "inputs (3, 2), labels (1,)"),
+    "NaN": (
+        lambda d: data(d, {"x": [[0, 1], [np.nan, 1], [1e99, 1]], "y": [0, 1, 2]}),
+        "2 of 3 examples with NaN",
+    ),
     "address": (lambda d: Uplink(superlink="nowhere").save(d / "uplink.toml"), "must be host:port"),
 }
 
@@ -120,6 +140,17 @@ def test_what_is_wrong_with_a_device(case: str, site: Site) -> None:
     spoil, said = DEVICE[case]
     spoil(site.device(0))
     assert said in wrong(site.device(0))
+
+
+def test_data_that_are_in_order_and_terms_that_allow_all(site: Site) -> None:
+    folder = site.device(0)
+    data(folder, {"x": np.zeros((3, 2)), "y": [0, 1, 9]})
+    assert wrong(folder) == ""
+    said = "\n".join(map(str, check.check(folder, reach=False)))
+    assert "NOTE   what the terms allow: any experiment, also without noise, and no budget" in said
+    for less in ({"min_noise": 1.0}, {"epsilon": 3.0}, {"fingerprint": "0" * 16}):
+        Agreement(client=0, **less).save(folder / "device.toml")  # type: ignore[arg-type]
+        assert "NOTE" not in "\n".join(map(str, check.check(folder, reach=False)))
 
 
 def test_ports(site: Site) -> None:

@@ -472,6 +472,16 @@ def test_own_data_stay_on_the_device(tmp_path: Path) -> None:
     assert "not an .npz file" in aside[0]
 
 
+def test_an_example_that_no_clip_bounds_is_no_data(tmp_path: Path) -> None:
+    """One NaN makes the whole message NaN, whatever clip and noise: its presence would be seen."""
+    site, x = Site(tmp_path), np.zeros((10, 20), np.float32)
+    x[3, 7] = np.inf
+    own(site, 0, x, np.zeros(10, np.int64))
+    _, refused = asking(site, small(privacy=ExampleDP(clip=1.0, noise=1.0), method=HeavyBall(lr=0.1)))(0, -1)
+    assert "1 of 10 examples with NaN or Inf" in refused[0]
+    assert site.spent(0).rounds == 0
+
+
 def test_the_server_states_no_epsilon_for_data_that_it_does_not_have(tmp_path: Path) -> None:
     """Of 10 examples a batch of 4 shows much more than of the 400 that the experiment's partition gives a client."""
     e = small(privacy=ExampleDP(clip=1.0, noise=1.0, delta=1e-4), method=HeavyBall(lr=0.1), evaluate_every=2)
