@@ -57,7 +57,9 @@ def init(
     host: Annotated[
         str, typer.Option(help="The name or address under which devices reach the server.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port for devices (gRPC).")] = 9092,
+    port: Annotated[
+        int, typer.Option(help="The port for devices (gRPC); the next one is for control.")
+    ] = 9092,
     no_tls: NoTls = False,
     no_keys: NoKeys = False,
 ) -> None:

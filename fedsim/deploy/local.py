@@ -131,9 +131,9 @@ def difference(experiment: Experiment, out: Path) -> float:
 
 def site(folder: Path, devices: int, trial: Trial, tls: bool = True, keys: bool = True) -> Site:
     """A new deployment in `folder` for devices of this machine, on ports that nobody uses."""
-    port, *others = free_ports(devices + 2)
-    made = init(folder, Link(port=port, control=others[0], devices=devices, tls=tls, keys=keys), trial.terms)
-    for i, free in enumerate(others[1:]):
+    port, control, *others = sorted(free_ports(devices + 2))  # so that enough ports follow the second
+    made = init(folder, Link(port=port, control=control, devices=devices, tls=tls, keys=keys), trial.terms)
+    for i, free in enumerate(others):
         path = made.device(i) / "uplink.toml"
         replace(Uplink.load(path), port=free).save(path)
     return made

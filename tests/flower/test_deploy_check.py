@@ -192,6 +192,40 @@ def test_the_command(site: Site, tmp_path: Path) -> None:
     assert not Site(tmp_path / "new").link.keys
 
 
+def test_a_host_or_port_that_cannot_be_makes_no_deployment(tmp_path: Path) -> None:
+    for words, said in (
+        (["--host", "bad host"], "Link.host = 'bad host': must be a name"),
+        (["--port", "99999"], "Link.port = 99999: must be less than or equal to 65535"),
+        (["--port", "0"], "Link.port = 0"),
+        (["--port", "65535"], "Link.control = 65536"),
+        (["--port", "65531"], "Link.control = 65532 with 5 devices"),
+    ):
+        done = CliRunner().invoke(app, ["deploy", "init", str(tmp_path / "new"), *words])
+        assert (done.exit_code, said in done.output) == (2, True), done.output
+        assert not (tmp_path / "new").exists()
+    Link(host="fed-1.example.org", port=65529, control=65530)
+
+
+def test_the_server_gets_what_it_needs_and_not_the_authority(site: Site, tmp_path: Path) -> None:
+    """The parts that the README names are enough for its check."""
+    said = (site.folder / "README.md").read_text()
+    there = tmp_path / "server"
+    for part in ("deploy.toml", "server", "fedsim-app", "devices/0/key.pub", "devices/1/key.pub"):
+        assert f"`{part.replace('0', 'i').replace('1', 'i')}`" in said
+        (there / part).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (site.folder / part).is_dir() else shutil.copy)(site.folder / part, there / part)
+    assert wrong(there) == ""
+    assert "gets this folder" not in said
+
+
+def test_without_a_link_nothing_is_registered(site: Site) -> None:
+    done = CliRunner().invoke(app, ["deploy", "register", str(site.folder)])
+    assert done.exit_code == 2
+    assert "Connection to the SuperLink is unavailable" in done.output
+    assert "is `fedsim deploy link` running?" in done.output
+    assert roles.registered(site) == {}
+
+
 def test_a_bad_setting_of_a_run_is_named_before_anything_is_started(site: Site) -> None:
     words = ["deploy", "run", str(site.folder), "quickstart"]
     for bad, said in (
