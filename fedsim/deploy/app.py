@@ -86,7 +86,12 @@ def serve(grid: Grid, config: Mapping[str, Any]) -> tuple[Result, Remote]:
     record = Record.open(experiment, out, bool(config["resume"]))
     nodes = _nodes(grid, str(config["clients"]), fed, wire)
     remote = Remote(grid, nodes, run=_name(out, record), derived=test, wire=wire)
-    return _stated(drive(fed, remote, record, _report, EVERY_ROUND)), remote
+    result = _stated(drive(fed, remote, record, _report, EVERY_ROUND))
+    missing = [
+        f"set aside whenever asked since the server began: device {', '.join(map(str, clients))}: {reason}"
+        for reason, clients in remote.silent().items()
+    ]
+    return replace(result, notes=[*result.notes, *missing]), remote
 
 
 def _stated(result: Result) -> Result:

@@ -55,6 +55,7 @@ class Remote:
     ) -> None:
         self.grid, self.nodes, self.run, self.derived, self.wire = grid, nodes, run, derived, wire or Wire()
         self.set_aside: list[SetAside] = []
+        self.answered: set[int] = set()  # clients who did, in any round
         self.own_data: set[int] = set()  # clients who say that their data are not the experiment's
         self.metrics: dict[str, Any] = {}
 
@@ -116,6 +117,7 @@ class Remote:
             client: answers[node] for client, node in self.nodes.items() if node in answers and client in ids
         }
         answered = np.array(sorted(rows), np.int64)
+        self.answered |= set(rows)
         self.own_data |= {client for client, (_, _, own) in rows.items() if own}
         received = sum(bytes for _, bytes, _ in rows.values())
         self.metrics = {"asked": len(ids), "answered": len(rows), "bytes": received}
@@ -125,6 +127,15 @@ class Remote:
         log(INFO, "round %d: %d of %d answered, %.1f bits a coordinate", round, len(rows), len(ids), bits)
         stacked = torch.stack([rows[i][0] for i in answered.tolist()]) if rows else torch.zeros(0, d)
         return {"accepted": torch.full(answered.shape, round)}, stacked.to(fed.device), answered
+
+    def silent(self) -> dict[str, list[int]]:
+        """The clients that were set aside whenever they were asked, by the reason that came first."""
+        reasons = {each.node: each.reason for each in reversed(self.set_aside)}
+        found: dict[str, list[int]] = {}
+        for client, node in sorted(self.nodes.items()):
+            if node in reasons and client not in self.answered:
+                found.setdefault(reasons[node], []).append(client)
+        return found
 
 
 def model_record(x: Tensor) -> ArrayRecord:

@@ -319,6 +319,18 @@ def test_a_server_takes_no_central_noise_for_private(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- what goes wrong
+def test_a_device_of_which_nothing_came_is_in_the_notes_once(tmp_path: Path) -> None:
+    site, e = Site(tmp_path), small()
+    for i in (1, 2):
+        Agreement(client=i, min_noise=9.0).save(site.folder(i) / "device.toml")
+    Agreement(client=3, max_rounds=2).save(site.folder(3) / "device.toml")  # answers twice
+    result, aside = site.run(e, **{"test-mode": False})
+    assert len(aside) == 4 + 4 + 2
+    (note,) = [note for note in result.notes if "set aside" in note]
+    assert "device 1, 2: " in note
+    assert "noise multiplier 0.3 in round 0: this device asks for 9" in note
+
+
 def test_a_damaged_ledger_answers_nothing(tmp_path: Path) -> None:
     site = Site(tmp_path)
     (site.folder(2) / "ledger.json").write_text("{ half")
