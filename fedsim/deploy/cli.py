@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
     from fedsim.flower.payload import Payload as Number
 
 app = typer.Typer(
-    help="Real devices over gRPC, with TLS and keys.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
 )
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 Folder = Annotated[Path, typer.Argument(help="The deployment's folder.")]
 Fast = Annotated[
@@ -47,6 +49,21 @@ NoTls = Annotated[
 NoKeys = Annotated[
     bool, typer.Option("--no-keys", help="No device keys: whoever reaches the port can be any device.")
 ]
+
+
+@app.callback()
+def deploy() -> None:
+    """Real devices over gRPC, with TLS and keys."""
+    for number in ENDING:
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has one ignored
+            signal.signal(number, _stop)
+
+
+def _stop(*_: object) -> NoReturn:
+    """End as with Ctrl-C, so that all that was started ends too: an owner who kills a device wants it to be gone."""
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)  # what is being stopped is stopped whole
+    raise KeyboardInterrupt
 
 
 @app.command()
