@@ -156,10 +156,10 @@ Every machine has fedsim installed; no code travels but the folder `fedsim-app`,
        fedsim deploy check devices/i
        fedsim deploy device devices/i
 
-3. On the server, with an experiment (a recipe's name, or its TOML file):
+3. On the server, with an experiment (a recipe's name, or its TOML file) that has a client for each device:
 
        fedsim deploy check .
-       fedsim deploy run . quickstart
+       fedsim deploy run . quickstart --set clients={link.devices} --set attack=none --set byzantine=0
 
 Devices connect to port {link.port} by gRPC, {tls}; the server knows each {keys}.
 Port {link.control} is bound to the server's loopback address: whoever reaches it can have code run on every device.

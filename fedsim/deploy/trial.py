@@ -34,12 +34,12 @@ class Trial(Component):
         if attack is not None and not self.red_team:
             raise Invalid(
                 f"attack = {type(attack).__name__}: a deployment runs attacks only as a red team's exercise, "
-                "with red-team = true"
+                "with --red-team (red-team = true)"
             )
         if privacy is not None and privacy.level == "central" and not self.test_mode:
             raise Invalid(
                 f"privacy = {type(privacy).__name__}: the server's noise comes from the experiment's seed, which every "
-                "device gets, and hides nothing from them; allowed is test mode, or privacy in the messages"
+                "device gets, and hides nothing from it; allowed is --test-mode (test-mode = true), or clients' noise"
             )
 
     def config(

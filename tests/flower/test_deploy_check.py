@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import stat
@@ -22,6 +23,7 @@ from fedsim.cli import app
 from fedsim.deploy import check, fork, pki, roles
 from fedsim.deploy.agreement import Agreement
 from fedsim.deploy.site import Link, Site, Uplink, init
+from fedsim.experiments.resolve import resolve
 
 
 @pytest.fixture
@@ -189,6 +191,8 @@ def test_the_command(site: Site, tmp_path: Path) -> None:
     assert made.exit_code == 0
     assert "whoever reaches the port can be any device" in made.output
     assert "fedsim deploy device devices/i" in made.output
+    words = shlex.split(made.output[made.output.index("quickstart --set") :].splitlines()[0])
+    assert resolve(words[0], words[2::2]).main.clients == 3
     assert not Site(tmp_path / "new").link.keys
 
 
@@ -231,7 +235,7 @@ def test_a_bad_setting_of_a_run_is_named_before_anything_is_started(site: Site) 
     for bad, said in (
         (["--payload", "int8"], "Trial.payload = 'int8'"),
         (["--timeout", "-1"], "Trial.timeout = -1.0"),
-        ([], "with red-team = true"),
+        ([], "exercise, with --red-team"),
     ):
         done = CliRunner().invoke(app, [*words, *bad])
         assert (done.exit_code, said in done.output) == (2, True)
