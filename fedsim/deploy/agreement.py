@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fedsim.check import Chance, Count, Finite, Invalid, Natural, NonNegative
 from fedsim.deploy.settings import Settings
-from fedsim.deploy.spent import Spent
+from fedsim.deploy.spent import Spent, hiding
 from fedsim.federation import Federation
 from fedsim.flower.order import Order
 
@@ -17,7 +18,7 @@ class Agreement(Settings):
 
     client       the id of this device in every experiment
     data         "partition": this client's part of the experiment's own data set, for trials; otherwise an .npz file
-                 of this device with arrays x (m, ...) and y (m,)
+                 of this device with arrays x (m, ...) and y (m,), its path from the device's folder on
     classes      how many classes there are, where `data` is a file
     min_noise    the least noise multiplier (standard deviation over sensitivity) in any round
     max_rounds   the most rounds that it answers, ever
@@ -38,6 +39,22 @@ class Agreement(Settings):
     test_mode: bool = False
     red_team: bool = False
 
+    @classmethod
+    def of(cls, folder: Path) -> Agreement:
+        """The terms in a device's folder, with the whole path of its data."""
+        terms = cls.load(folder / "device.toml")
+        return replace(terms, data=str(folder / terms.data)) if terms.own_data else terms
+
+    @property
+    def own_data(self) -> bool:
+        """Whether the device has data of its own in place of its part of the experiment's."""
+        return self.data != "partition"
+
+    @property
+    def wide_open(self) -> bool:
+        """Whether experiments without noise are answered too, whatever they are and without a budget."""
+        return self.min_noise == 0 and self.epsilon is None and self.fingerprint == "any"
+
     def check(self, order: Order) -> None:
         """Raise `Invalid` where an order is not for this device, before its experiment is even looked at."""
         if order.client != self.client:
@@ -52,6 +69,8 @@ class Agreement(Settings):
     def permit(self, order: Order, fed: Federation, spent: Spent) -> Spent:
         """What will have been spent once this order is answered; raises `Invalid` where that is more than agreed."""
         experiment = fed.experiment
+        if order.round >= experiment.rounds:  # once answered, it would bar all that come before it
+            raise Invalid(f"round {order.round}: the experiment has rounds 0 to {experiment.rounds - 1}")
         after = spent.charge(order, fed)
         if self.client >= experiment.honest and not self.red_team:
             raise Invalid(f"client {self.client} would be Byzantine: this device has red_team = false")
@@ -67,9 +86,10 @@ class Agreement(Settings):
                 f"noise multiplier {noise:.4g} in round {order.round}: this device asks for {self.min_noise:.4g}"
             )
         if self.epsilon is not None:
-            if fed.ledger is None:
+            if hiding(fed) is None:
                 raise Invalid(
-                    f"an experiment without privacy: this device has a budget of epsilon = {self.epsilon:g}"
+                    "an experiment without privacy in its messages: "
+                    f"this device has a budget of epsilon = {self.epsilon:g}"
                 )
             epsilon = after.epsilon(self.delta)
             if epsilon > self.epsilon * (1 + 1e-9):
@@ -81,7 +101,6 @@ class Agreement(Settings):
 
 
 def noise_of(fed: Federation, round: int) -> float:
-    """The noise multiplier of a round, 0 without privacy."""
-    if fed.ledger is None:
-        return 0.0
-    return fed.ledger.multiplier * float(fed.ledger.privacy.factors((round,))[0])
+    """The noise multiplier of a client's message in a round, 0 where it has no noise."""
+    ledger = hiding(fed)
+    return ledger.multiplier * float(ledger.privacy.factors((round,))[0]) if ledger else 0.0

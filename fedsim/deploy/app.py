@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from logging import INFO, WARNING
 from pathlib import Path
@@ -18,8 +19,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim.check import Invalid
 from fedsim.deploy.device import Device
+from fedsim.deploy.trial import Trial
 from fedsim.federation import Federation
 from fedsim.flower.client import Host, Simulated, federation_of, respond
+from fedsim.flower.order import OWN_DATA
 from fedsim.flower.remote import Remote, Wire, discover
 from fedsim.record import Record, write_whole
 from fedsim.runner import Result, drive
@@ -71,22 +74,36 @@ def main(grid: Grid, context: Context) -> None:
 def serve(grid: Grid, config: Mapping[str, Any]) -> tuple[Result, Remote]:
     """Run the experiment of a run configuration over a Grid, from its record's checkpoint on where `resume` says so.
 
-    Raises `Invalid` for an experiment with an attack without `red-team`.
+    Raises `Invalid` for an experiment that a deployment does not run.
     """
     experiment, test = _experiment(config), bool(config["test-mode"])
-    if experiment.attack is not None and not config["red-team"]:
-        name = type(experiment.attack).__name__
-        raise Invalid(
-            f"attack = {name}: a deployment runs attacks only as a red team's exercise, with red-team = true"
-        )
+    trial = Trial(test, bool(config["red-team"]), config["payload"], float(config["timeout"]))
+    trial.check(experiment)
     fed = Federation(experiment)
     fed.accounted = not test
-    wire = Wire(config["payload"], float(config["timeout"]), float(config["poll"]) or None)
+    wire = Wire(trial.payload, trial.timeout, float(config["poll"]) or None)
     out = Path(str(config["out"]))
     record = Record.open(experiment, out, bool(config["resume"]))
     nodes = _nodes(grid, str(config["clients"]), fed, wire)
     remote = Remote(grid, nodes, run=_name(out, record), derived=test, wire=wire)
-    return drive(fed, remote, record, _report, EVERY_ROUND), remote
+    result = _stated(drive(fed, remote, record, _report, EVERY_ROUND))
+    missing = [
+        f"set aside whenever asked since the server began: device {', '.join(map(str, clients))}: {reason}"
+        for reason, clients in remote.silent().items()
+    ]
+    return replace(result, notes=[*result.notes, *missing]), remote
+
+
+def _stated(result: Result) -> Result:
+    """The result without the epsilon that the experiment's own partition would have cost, where devices have others."""
+    if OWN_DATA not in result.frame:
+        return result
+    note = (
+        f"no epsilon: {int(result.frame[OWN_DATA].max())} of the devices hold data of their own, and each one's ledger "
+        "says what the run cost it; any other note on privacy is on the experiment's partition"
+    )
+    summary = result.summary | {"epsilon": None, "noise_multiplier": None}
+    return replace(result, summary=summary, notes=[note, *result.notes[1:]])
 
 
 def _experiment(config: Mapping[str, Any]) -> Experiment:

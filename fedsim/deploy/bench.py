@@ -14,6 +14,7 @@ from typing import IO
 from unittest.mock import patch
 
 from fedsim.deploy import local, roles
+from fedsim.deploy.trial import Trial
 from fedsim.experiments.resolve import resolve
 
 POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
@@ -27,7 +28,7 @@ def plain(command: roles.Command, log: IO[bytes] | None = None) -> Iterator[role
 
 def measure(devices: int, rounds: int, *, fork: bool, poll: str, fast: bool) -> float:
     """The mean of a round after the first, which loads what is loaded once."""
-    trial = local.Trial(test_mode=True, red_team=True, timeout=300.0, fast=fast)
+    trial = Trial(test_mode=True, red_team=True, timeout=300.0, fast=fast)
     experiment = local.fitted(resolve("quickstart").main, devices, rounds)
     with (
         TemporaryDirectory(prefix="fedsim-") as place,

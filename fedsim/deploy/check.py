@@ -17,22 +17,28 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 from fedsim.check import Invalid
 from fedsim.deploy.agreement import Agreement
+from fedsim.deploy.device import examples
 from fedsim.deploy.pki import load_key
 from fedsim.deploy.site import Link, Site, Uplink
 from fedsim.deploy.spent import Spent
 
+OPEN = (
+    "any experiment, also without noise, and no budget: set min_noise, epsilon or fingerprint to allow less"
+)
 OLDEST, NEWEST = (1, 38), (1, 40)  # of flwr, the newest left out: from there on devices speak HTTP
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at, and what is wrong with it; empty where nothing is."""
+    """One thing that was looked at, and what is wrong with it, or to be known of it; both empty where nothing is."""
 
     what: str
     wrong: str
+    note: str = ""
 
     def __str__(self) -> str:
-        return f"{'WRONG' if self.wrong else 'ok   '}  {self.what}{': ' if self.wrong else ''}{self.wrong}"
+        mark = "WRONG" if self.wrong else "NOTE " if self.note else "ok   "
+        return f"{mark}  {': '.join(filter(None, (self.what, self.wrong or self.note)))}"
 
 
 def check(folder: Path, reach: bool = True) -> list[Finding]:
@@ -43,7 +49,10 @@ def check(folder: Path, reach: bool = True) -> list[Finding]:
         looks = _server(Site(folder), reach)
     else:
         raise Invalid(f"{folder}: neither a device's folder (uplink.toml) nor a deployment's (deploy.toml)")
-    return [Finding(what, _said(look)) for what, look in {"version of flwr": flower_version, **looks}.items()]
+    looks = {"version of flwr": flower_version, **looks}
+    findings = [Finding(what, _said(look)) for what, look in looks.items()]
+    own = _terms(folder)
+    return [*findings, Finding("what the terms allow", "", OPEN)] if own and own.wide_open else findings
 
 
 def _said(look: Callable[[], None]) -> str:
@@ -62,11 +71,22 @@ def _device(folder: Path, reach: bool) -> dict[str, Callable[[], None]]:
         "authority (ca.crt)": lambda: valid(folder / "ca.crt"),
         "key": lambda: pair(folder / "key"),
     }
+    own = _terms(folder)
+    if own and own.own_data:
+        looks["data"] = lambda: _ignore(examples(own))
     if reach:
         looks["server"] = lambda: reachable(
             *_address(folder), folder / "ca.crt", Uplink.load(folder / "uplink.toml").tls
         )
     return looks
+
+
+def _terms(folder: Path) -> Agreement | None:
+    """The terms of a device, None where they cannot be read."""
+    try:
+        return Agreement.of(folder)
+    except Invalid:
+        return None
 
 
 def _server(site: Site, reach: bool) -> dict[str, Callable[[], None]]:

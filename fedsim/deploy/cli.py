@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
 from fedsim.guard import guarded
 
+if TYPE_CHECKING:
+    from fedsim.flower.payload import Payload as Number
+
 app = typer.Typer(
-    help="Real devices over gRPC, with TLS and keys.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
 )
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 Folder = Annotated[Path, typer.Argument(help="The deployment's folder.")]
 Fast = Annotated[
@@ -46,6 +51,21 @@ NoKeys = Annotated[
 ]
 
 
+@app.callback()
+def deploy() -> None:
+    """Real devices over gRPC, with TLS and keys."""
+    for number in ENDING:
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has one ignored
+            signal.signal(number, _stop)
+
+
+def _stop(*_: object) -> NoReturn:
+    """End as with Ctrl-C, so that all that was started ends too: an owner who kills a device wants it to be gone."""
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)  # what is being stopped is stopped whole
+    raise KeyboardInterrupt
+
+
 @app.command()
 @guarded
 def init(
@@ -54,7 +74,9 @@ def init(
     host: Annotated[
         str, typer.Option(help="The name or address under which devices reach the server.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port for devices (gRPC).")] = 9092,
+    port: Annotated[
+        int, typer.Option(help="The port for devices (gRPC); the next one is for control.")
+    ] = 9092,
     no_tls: NoTls = False,
     no_keys: NoKeys = False,
 ) -> None:
@@ -149,9 +171,10 @@ def run(
     """Run an experiment on the deployment whose server runs on this machine."""
     from fedsim.deploy import local
     from fedsim.deploy.site import Site
+    from fedsim.deploy.trial import Trial
     from fedsim.experiments.resolve import resolve
 
-    trial = local.Trial(test_mode, red_team, payload, timeout, fast)
+    trial = Trial(test_mode, red_team, cast("Number", payload), timeout, fast)
     summary = local.run_there(Site(folder.resolve()), resolve(what, changes).main, trial, out, resume)
     _tell(summary, as_json)
 
@@ -183,9 +206,10 @@ def up(
     from tempfile import TemporaryDirectory
 
     from fedsim.deploy import local
+    from fedsim.deploy.trial import Trial
 
     _warn(no_tls, no_keys)
-    trial = local.Trial(test_mode, red_team, payload, timeout, fast)
+    trial = Trial(test_mode, red_team, cast("Number", payload), timeout, fast)
     with TemporaryDirectory(prefix="fedsim-") as place:
         site = local.site(
             folder or Path(place) / "site", devices, trial, tls=not no_tls, keys=not (no_keys or no_tls)

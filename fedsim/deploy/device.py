@@ -28,9 +28,7 @@ class DeviceFederation(Federation):
 
     def __init__(self, experiment: Experiment, own: Agreement, secret: int, derived: bool) -> None:
         self._own, self._derived = own, derived
-        super().__init__(
-            experiment, dataset=None if own.data == "partition" else _read(Path(own.data), own.classes)
-        )
+        super().__init__(experiment, dataset=examples(own) if own.own_data else None)
         if not derived:
             self.choice = Keys(secret, experiment.clients)
 
@@ -38,25 +36,29 @@ class DeviceFederation(Federation):
         return super().normal(z, key) if self._derived else z.copy_(normal(z.numel()))
 
     def _deal(self, dataset: Dataset) -> list[Ids]:
-        if self._own.data == "partition":
+        if not self._own.own_data:
             return super()._deal(dataset)
         nothing = np.zeros(0, np.int64)
         everything = np.arange(len(dataset.train))
         return [everything if i == self._own.client else nothing for i in range(self.experiment.clients)]
 
     def _as_seen(self, x: Tensor) -> Tensor:
-        return super()._as_seen(x) if self._own.data == "partition" else x
+        return x if self._own.own_data else super()._as_seen(x)
 
 
 class Device:
     """The `Host` of a device, from its folder: device.toml, ledger.json, and a memory for each run.
 
     The ledger is written before the memory, and both before an answer goes out; each is replaced whole. A device that
-    dies in between has paid for an answer that nobody got.
+    dies in between has paid for an answer that nobody got, and gives none to that round.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.own = folder, Agreement.load(folder / "device.toml")
+        self.folder, self.own = folder, Agreement.of(folder)
+
+    @property
+    def own_data(self) -> bool:
+        return self.own.own_data
 
     @property
     def ledger(self) -> Path:
@@ -77,7 +79,13 @@ class Device:
 
     def keep(self, order: Order, fed: Federation, memory: Memory, context: Context) -> None:
         with Spent.alone(self.ledger):  # of several runs at once none may lose what another has paid
-            self.own.permit(order, fed, Spent.load(self.ledger)).save(self.ledger)
+            spent = Spent.load(self.ledger)
+            if spent.booked(order):  # by a process beside this one, or with a memory that is lost
+                raise Invalid(
+                    f"round {order.round}: booked in run {order.run} already, and a round is answered once; "
+                    "allowed is a later one"
+                )
+            self.own.permit(order, fed, spent).save(self.ledger)
         write_whole(self._memory(order), memory.dump())
 
     def _memory(self, order: Order) -> Path:
@@ -86,15 +94,22 @@ class Device:
         return self.folder / f"memory-{order.run}.pt"
 
 
-def _read(path: Path, classes: int) -> Dataset:
-    """The examples of a device; raises `Invalid` where the file does not hold them."""
+def examples(own: Agreement) -> Dataset:
+    """The examples of a device; raises `Invalid` where its file does not hold them."""
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with Path(own.data).open("rb") as file, np.load(file, allow_pickle=False) as held:
             x, y = torch.tensor(held["x"], dtype=torch.float32), torch.tensor(held["y"], dtype=torch.int64)
-    except (OSError, ValueError, KeyError) as error:
-        raise Invalid(f"data = {path}: not an .npz file with arrays x and y ({error})") from None
-    if len(x) != len(y) or not len(y) or int(y.min()) < 0 or int(y.max()) >= classes:
+    except Exception as error:  # NumPy has many for a file that is none of its own
+        raise Invalid(f"data = {own.data}: not an .npz file with arrays x and y ({error})") from None
+    if x.ndim < 2 or x.shape[:1] != y.shape or not len(y) or int(y.min()) < 0 or int(y.max()) >= own.classes:
         raise Invalid(
-            f"data = {path}: {len(x)} inputs, {len(y)} labels: must be as many, at least one, labels below {classes}"
+            f"data = {own.data}: inputs {tuple(x.shape)}, labels {tuple(y.shape)}: must be x (m, ...) and y (m,), "
+            f"m at least one, labels from 0 to {own.classes - 1} (classes = {own.classes})"
         )
-    return Dataset(Examples(x, y), Examples(x[:0], y[:0]), classes)
+    broken = int((~x.flatten(1).isfinite().all(1)).sum())
+    if broken:
+        raise Invalid(
+            f"data = {own.data}: {broken} of {len(x)} examples with NaN or Inf: all must be finite, since no clip "
+            "bounds what such an example does to a message"
+        )
+    return Dataset(Examples(x, y), Examples(x[:0], y[:0]), own.classes)

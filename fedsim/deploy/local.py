@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,41 +22,11 @@ import torch
 from fedsim.check import Invalid
 from fedsim.deploy import roles
 from fedsim.deploy.site import Link, Site, Uplink, init
+from fedsim.deploy.trial import Trial
 from fedsim.runner import run
 from fedsim.spec import Experiment
 
 STARTING = 60.0  # seconds that a SuperLink is given
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What a trial runs, and how; the fields are those of the app's configuration."""
-
-    test_mode: bool = False
-    red_team: bool = False
-    payload: str = "float32"
-    timeout: float = 60.0
-    fast: bool = False
-
-    @property
-    def terms(self) -> dict[str, bool]:
-        """What the devices of this machine agree to for its sake."""
-        return {"test_mode": self.test_mode, "red_team": self.red_team}
-
-    def config(
-        self, experiment: Experiment, nodes: Mapping[int, int], out: Path, resume: bool
-    ) -> dict[str, Any]:
-        return {
-            "experiment": experiment.to_json(),
-            "clients": json.dumps(nodes),
-            "out": str(out),
-            "resume": resume,
-            "test-mode": self.test_mode,
-            "red-team": self.red_team,
-            "payload": self.payload,
-            "timeout": self.timeout,
-            "poll": 0.1 if self.fast else 0.0,
-        }
 
 
 @dataclass
@@ -103,6 +73,7 @@ def launch(
     site: Site, experiment: Experiment, trial: Trial, out: Path, resume: bool = False
 ) -> subprocess.Popen[bytes]:
     """Start the experiment on a running deployment; the process ends when the run does, its log is in `out`."""
+    trial.check(experiment)
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     (out / "summary.json").unlink(missing_ok=True)
@@ -132,6 +103,7 @@ def run_there(
 
 def try_out(site: Site, experiment: Experiment, trial: Trial) -> dict[str, Any]:
     """Bring the deployment up, run the experiment there, and compare with the loop engine where that can be equal."""
+    trial.check(experiment)  # before anything is started
     out = site.folder / "run"
     with running(site, trial.fast):
         summary = run_there(site, experiment, trial, out)
@@ -159,9 +131,9 @@ def difference(experiment: Experiment, out: Path) -> float:
 
 def site(folder: Path, devices: int, trial: Trial, tls: bool = True, keys: bool = True) -> Site:
     """A new deployment in `folder` for devices of this machine, on ports that nobody uses."""
-    port, *others = free_ports(devices + 2)
-    made = init(folder, Link(port=port, control=others[0], devices=devices, tls=tls, keys=keys), trial.terms)
-    for i, free in enumerate(others[1:]):
+    port, control, *others = sorted(free_ports(devices + 2))  # so that enough ports follow the second
+    made = init(folder, Link(port=port, control=control, devices=devices, tls=tls, keys=keys), trial.terms)
+    for i, free in enumerate(others):
         path = made.device(i) / "uplink.toml"
         replace(Uplink.load(path), port=free).save(path)
     return made

@@ -168,11 +168,18 @@ def register_all(site: Site) -> dict[int, int]:
     }
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         said = pool.map(output, new.values())
-        known |= {
-            i: int(json.loads(text[text.index("{") :])["node-id"]) for i, text in zip(new, said, strict=True)
-        }
+        known |= {i: _node(text) for i, text in zip(new, said, strict=True)}
     write_whole(site.server / NODES, json.dumps(known).encode())
     return known
+
+
+def _node(said: str) -> int:
+    """The node that Flower made of a key; raises `Invalid`, with Flower's words, where it made none."""
+    answer = json.loads(said[said.index("{") :])
+    if "node-id" not in answer:
+        words = " ".join(str(answer.get("error-message", said)).split())
+        raise Invalid(f"no device was registered ({words}); is `fedsim deploy link` running?")
+    return int(answer["node-id"])
 
 
 def registered(site: Site) -> dict[int, int]:

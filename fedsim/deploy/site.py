@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from fedsim.check import Count, Invalid
 from fedsim.deploy import pki
@@ -15,8 +18,12 @@ from fedsim.deploy.agreement import Agreement
 from fedsim.deploy.settings import Settings
 
 DAYS = 365
+LAST = 65535
+Port = Annotated[int, Ge(1), Le(LAST)]
+NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", re.IGNORECASE)
 ADVICE = """# The terms of this device. The server cannot change them; `fedsim deploy check` says what is wrong here.
 # data         "partition": this device's part of the experiment's data set (a trial), or an .npz file with x and y
+# classes      how many classes the experiment has, where `data` is a file: labels run from 0 to classes - 1
 # min_noise    the least noise multiplier that it answers with
 # max_rounds   the most rounds that it answers, ever
 # epsilon      its privacy budget at `delta`, over all runs; "none" for no budget
@@ -34,11 +41,21 @@ class Link(Settings):
     """
 
     host: str = "127.0.0.1"
-    port: Count = 9092
-    control: Count = 9093
+    port: Port = 9092
+    control: Port = 9093
     devices: Count = 5
     tls: bool = True
     keys: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.host) > 253 or not NAME.fullmatch(self.host):
+            raise Invalid(f"Link.host = {self.host!r}: must be a name in the network or an IPv4 address")
+        if self.control + self.devices > LAST:
+            raise Invalid(
+                f"Link.control = {self.control} with {self.devices} devices: these take the ports that follow, "
+                f"which must be at most {LAST}"
+            )
 
     @property
     def bound(self) -> str:
@@ -53,7 +70,7 @@ class Uplink(Settings):
     superlink: str
     tls: bool = True
     keys: bool = True
-    port: Count = 9094
+    port: Port = 9094
 
 
 @dataclass(frozen=True)
@@ -128,7 +145,8 @@ def _readme(site: Site, link: Link) -> str:
 
 Every machine has fedsim installed; no code travels but the folder `fedsim-app`, which has none.
 
-1. The server ({link.host}) gets this folder, of `devices/` only the files `key.pub`. In two terminals:
+1. The server ({link.host}) gets `deploy.toml`, `server`, `fedsim-app`, and of `devices` only the public keys,
+   `devices/i/key.pub`. In two terminals, in the folder that holds these:
 
        fedsim deploy link .
        fedsim deploy register .
@@ -138,12 +156,12 @@ Every machine has fedsim installed; no code travels but the folder `fedsim-app`,
        fedsim deploy check devices/i
        fedsim deploy device devices/i
 
-3. On the server, with an experiment (a recipe's name, or its TOML file):
+3. On the server, with an experiment (a recipe's name, or its TOML file) that has a client for each device:
 
        fedsim deploy check .
-       fedsim deploy run . quickstart
+       fedsim deploy run . quickstart --set clients={link.devices} --set attack=none --set byzantine=0
 
 Devices connect to port {link.port} by gRPC, {tls}; the server knows each {keys}.
 Port {link.control} is bound to the server's loopback address: whoever reaches it can have code run on every device.
-`authority/ca.key` signs server certificates; keep it off every machine that is on the network.
+`authority` stays where it is: its `ca.key` signs server certificates; keep it off every machine that is on the network.
 """

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fedsim.accounting import ACCOUNTANTS, Release
 from fedsim.check import Invalid
 from fedsim.federation import Federation
 from fedsim.flower.order import Order
+from fedsim.ledger import Ledger
 from fedsim.record import write_whole
 
 
@@ -27,6 +29,11 @@ class Entry:
     rounds: tuple[int, ...] = ()
     releases: tuple[Release, ...] = ()
 
+    @property
+    def bare(self) -> bool:
+        """Whether messages went out that nothing hides."""
+        return bool(self.rounds) and not self.releases and not self.derived
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -39,6 +46,10 @@ class Spent:
         """Rounds answered, over all runs."""
         return sum(len(entry.rounds) for entry in self.entries.values())
 
+    def booked(self, order: Order) -> bool:
+        """Whether this round of this run has been paid for."""
+        return order.run in self.entries and order.round in self.entries[order.run].rounds
+
     def charge(self, order: Order, fed: Federation) -> Spent:
         """With one more round answered. A round is paid for once: the same answer sent again tells nobody more."""
         entry = self.entries.get(order.run, Entry(order.fingerprint, order.derived))
@@ -46,10 +57,11 @@ class Spent:
             raise Invalid(
                 f"run {order.run}: began as experiment {entry.fingerprint}, with derived = {entry.derived}"
             )
-        rounds = tuple(sorted({*entry.rounds, order.round}))
-        if fed.ledger is None or order.derived:
-            return Spent({**self.entries, order.run: replace(entry, rounds=rounds)})
-        privacy, plan = fed.ledger.privacy, fed.ledger.plan
+        rounds, ledger = tuple(sorted({*entry.rounds, order.round})), hiding(fed)
+        if ledger is None or order.derived:
+            bare = replace(entry, rounds=rounds, adjacency=None, releases=())
+            return Spent({**self.entries, order.run: bare})
+        privacy, plan = ledger.privacy, ledger.plan
         adjacency = privacy.adjacency(plan.batches)
         for other in self.entries.values():
             if other.adjacency not in (None, adjacency):
@@ -57,12 +69,17 @@ class Spent:
                     f"experiment {order.fingerprint} counts by {adjacency}, this device's ledger by {other.adjacency}: "
                     "the two have no common epsilon; allowed is one of them"
                 )
-        releases = privacy.releases(plan, rounds, fed.ledger.multiplier)
+        releases = privacy.releases(plan, rounds, ledger.multiplier)
         entry = replace(entry, rounds=rounds, releases=releases, adjacency=adjacency)
         return Spent({**self.entries, order.run: entry})
 
     def epsilon(self, delta: float) -> float:
-        """Epsilon of everything released so far, runs composed; the lowest of the bounds that hold for all of it."""
+        """Epsilon of everything released so far, runs composed; the lowest of the bounds that hold for all of it.
+
+        Infinite once a round was answered without privacy. Derived answers are left out.
+        """
+        if any(entry.bare for entry in self.entries.values()):
+            return inf
         history = [release for entry in self.entries.values() for release in entry.releases]
         kinds = {release.sampling for release in history}
         return min(
@@ -99,6 +116,12 @@ class Spent:
             raise Invalid(
                 f"{path}: this device's privacy ledger is not readable, so nothing more is answered ({error})"
             ) from None
+
+
+def hiding(fed: Federation) -> Ledger | None:
+    """The accounting of an experiment whose clients add noise themselves; None where their messages go out bare."""
+    ledger = fed.ledger
+    return None if ledger is None or ledger.privacy.level == "central" else ledger
 
 
 def _entry(saved: Any) -> Entry:

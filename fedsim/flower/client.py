@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from fedsim.check import Invalid
 from fedsim.federation import Federation
 from fedsim.flower.memory import Memory, Pending
-from fedsim.flower.order import ARRAYS, Order, model_of
+from fedsim.flower.order import ARRAYS, OWN_DATA, Order, model_of
 from fedsim.flower.payload import pack
 from fedsim.round import answer
 from fedsim.spec import Experiment
@@ -23,6 +23,11 @@ MEMORY = "fedsim"
 
 class Host(Protocol):
     """Where a client runs: who knows its data, keeps its memory, and may refuse for it."""
+
+    @property
+    def own_data(self) -> bool:
+        """Whether it has data of its own in place of its part of the experiment's."""
+        ...
 
     def recall(self, order: Order, context: Context) -> Memory:
         """The client's memory of this run, a new one at its start."""
@@ -50,12 +55,14 @@ def respond(host: Host, message: Message, context: Context) -> Message:
         after, row = answer(fed, order.client, before, x, order.round)
         memory = replace(memory, pending=Pending(order.round, question, after, row))
         host.keep(order, fed, memory, context)
-    metrics = MetricRecord({"client": order.client, "round": order.round})
+    metrics = MetricRecord({"client": order.client, "round": order.round, OWN_DATA: int(host.own_data)})
     return Message(RecordDict({ARRAYS: pack(row, order.payload), "metrics": metrics}), reply_to=message)
 
 
 class Simulated:
     """A client whose memory is in Flower's `Context.state`: in this process, and on Ray."""
+
+    own_data = False
 
     def __init__(self, federation: Callable[[Order], Federation]) -> None:
         self._federation = federation

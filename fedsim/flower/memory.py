@@ -49,12 +49,13 @@ class Memory:
 
     def earlier(self, round: int, question: str) -> Tensor | None:
         """The message that answered this very question before; raises `Invalid` where the round had another one."""
-        if self.pending is None or round > self.pending.round:
+        last = self.accepted if self.pending is None else self.pending.round
+        if round > last:
             return None
-        if (round, question) == (self.pending.round, self.pending.question):
+        if self.pending and (round, question) == (self.pending.round, self.pending.question):
             return self.pending.row
         raise Invalid(
-            f"round {round}: this client has answered round {self.pending.round}, and answers a round once"
+            f"round {round}: this client is past round {last}, and answers a round once; allowed is a later one"
         )
 
     def dump(self) -> bytes:

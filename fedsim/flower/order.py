@@ -14,7 +14,7 @@ from fedsim.check import Component, Invalid, Natural
 from fedsim.flower.arrays import decode
 from fedsim.flower.payload import Payload
 
-ARRAYS, ORDER = "arrays", "order"
+ARRAYS, ORDER, OWN_DATA = "arrays", "order", "own_data"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsim.check import Invalid
 from fedsim.federation import Federation, Ids
-from fedsim.flower.order import ARRAYS, Order
+from fedsim.flower.order import ARRAYS, OWN_DATA, Order
 from fedsim.flower.payload import Payload, size, unpack
 from fedsim.flower.replies import SetAside, collect
 from fedsim.types import State
@@ -55,6 +55,8 @@ class Remote:
     ) -> None:
         self.grid, self.nodes, self.run, self.derived, self.wire = grid, nodes, run, derived, wire or Wire()
         self.set_aside: list[SetAside] = []
+        self.answered: set[int] = set()  # clients who did, in any round
+        self.own_data: set[int] = set()  # clients who say that their data are not the experiment's
         self.metrics: dict[str, Any] = {}
 
     def first(self, fed: Federation) -> State:
@@ -104,9 +106,10 @@ class Remote:
         """What a round's replies come to."""
         d = fed.x0.numel()
 
-        def row_of(reply: Message) -> tuple[Tensor, int]:
+        def row_of(reply: Message) -> tuple[Tensor, int, bool]:
             record = reply.content.array_records.get(ARRAYS, ArrayRecord())
-            return unpack(record, d), size(record)
+            said = reply.content.metric_records.get("metrics", MetricRecord())
+            return unpack(record, d), size(record), said.get(OWN_DATA, 1) != 0
 
         answers, aside = collect(round, asked, replies, row_of)
         self.set_aside += aside
@@ -114,12 +117,25 @@ class Remote:
             client: answers[node] for client, node in self.nodes.items() if node in answers and client in ids
         }
         answered = np.array(sorted(rows), np.int64)
-        received = sum(bytes for _, bytes in rows.values())
+        self.answered |= set(rows)
+        self.own_data |= {client for client, (_, _, own) in rows.items() if own}
+        received = sum(bytes for _, bytes, _ in rows.values())
         self.metrics = {"asked": len(ids), "answered": len(rows), "bytes": received}
+        if self.own_data and fed.example_privacy and not self.derived:  # epsilon depends on how many examples
+            self.metrics |= {OWN_DATA: len(self.own_data), "epsilon": None}
         bits = 8 * received / (d * max(1, len(rows)))
         log(INFO, "round %d: %d of %d answered, %.1f bits a coordinate", round, len(rows), len(ids), bits)
         stacked = torch.stack([rows[i][0] for i in answered.tolist()]) if rows else torch.zeros(0, d)
         return {"accepted": torch.full(answered.shape, round)}, stacked.to(fed.device), answered
+
+    def silent(self) -> dict[str, list[int]]:
+        """The clients that were set aside whenever they were asked, by the reason that came first."""
+        reasons = {each.node: each.reason for each in reversed(self.set_aside)}
+        found: dict[str, list[int]] = {}
+        for client, node in sorted(self.nodes.items()):
+            if node in reasons and client not in self.answered:
+                found.setdefault(reasons[node], []).append(client)
+        return found
 
 
 def model_record(x: Tensor) -> ArrayRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import stat
@@ -11,7 +12,9 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -20,6 +23,7 @@ from fedsim.cli import app
 from fedsim.deploy import check, fork, pki, roles
 from fedsim.deploy.agreement import Agreement
 from fedsim.deploy.site import Link, Site, Uplink, init
+from fedsim.experiments.resolve import resolve
 
 
 @pytest.fixture
@@ -98,6 +102,15 @@ def test_what_is_wrong_with_a_server(case: str, site: Site) -> None:
     assert said in wrong(site.folder)
 
 
+def data(device: Path, content: bytes | dict[str, Any] | None) -> None:
+    """Terms that name a file in the device's folder, and the file."""
+    Agreement(client=0, data="own.npz").save(device / "device.toml")
+    if isinstance(content, bytes):
+        (device / "own.npz").write_bytes(content)
+    elif content:
+        np.savez(device / "own.npz", **content)
+
+
 DEVICE: dict[str, tuple[Callable[[Path], object], str]] = {
     "open key": (lambda d: (d / "key").chmod(0o644), "others on this machine may read it"),
     "another's key": (
@@ -111,6 +124,15 @@ DEVICE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no client": (lambda d: (d / "device.toml").write_text("min_noise = 1.0"), "client is missing"),
     "a bad term": (lambda d: (d / "device.toml").write_text("client = 0\nepsilon = -1.0"), "epsilon = -1.0"),
     "ledger": (lambda d: (d / "ledger.json").write_text("{"), "ledger is not readable"),
+    "no data": (lambda d: data(d, None), "own.npz: not an .npz file with arrays x and y"),
+    "half a file": (lambda d: data(d, b"PK\3\4 and so on"), "own.npz: not an .npz file with arrays x and y"),
+    "no labels": (lambda d: data(d, {"x": np.zeros((3, 2))}), "y is not a file in the archive"),
+    "a label too high": (lambda d: data(d, {"x": np.zeros((3, 2)), "y": [0, 1, 10]}), "labels from 0 to 9"),
+    "as many": (lambda d: data(d, {"x": np.zeros((3, 2)), "y": [0]}), "inputs (3, 2), labels (1,)"),
+    "NaN": (
+        lambda d: data(d, {"x": [[0, 1], [np.nan, 1], [1e99, 1]], "y": [0, 1, 2]}),
+        "2 of 3 examples with NaN",
+    ),
     "address": (lambda d: Uplink(superlink="nowhere").save(d / "uplink.toml"), "must be host:port"),
 }
 
@@ -120,6 +142,17 @@ def test_what_is_wrong_with_a_device(case: str, site: Site) -> None:
     spoil, said = DEVICE[case]
     spoil(site.device(0))
     assert said in wrong(site.device(0))
+
+
+def test_data_that_are_in_order_and_terms_that_allow_all(site: Site) -> None:
+    folder = site.device(0)
+    data(folder, {"x": np.zeros((3, 2)), "y": [0, 1, 9]})
+    assert wrong(folder) == ""
+    said = "\n".join(map(str, check.check(folder, reach=False)))
+    assert "NOTE   what the terms allow: any experiment, also without noise, and no budget" in said
+    for less in ({"min_noise": 1.0}, {"epsilon": 3.0}, {"fingerprint": "0" * 16}):
+        Agreement(client=0, **less).save(folder / "device.toml")  # type: ignore[arg-type]
+        assert "NOTE" not in "\n".join(map(str, check.check(folder, reach=False)))
 
 
 def test_ports(site: Site) -> None:
@@ -158,7 +191,54 @@ def test_the_command(site: Site, tmp_path: Path) -> None:
     assert made.exit_code == 0
     assert "whoever reaches the port can be any device" in made.output
     assert "fedsim deploy device devices/i" in made.output
+    words = shlex.split(made.output[made.output.index("quickstart --set") :].splitlines()[0])
+    assert resolve(words[0], words[2::2]).main.clients == 3
     assert not Site(tmp_path / "new").link.keys
+
+
+def test_a_host_or_port_that_cannot_be_makes_no_deployment(tmp_path: Path) -> None:
+    for words, said in (
+        (["--host", "bad host"], "Link.host = 'bad host': must be a name"),
+        (["--port", "99999"], "Link.port = 99999: must be less than or equal to 65535"),
+        (["--port", "0"], "Link.port = 0"),
+        (["--port", "65535"], "Link.control = 65536"),
+        (["--port", "65531"], "Link.control = 65532 with 5 devices"),
+    ):
+        done = CliRunner().invoke(app, ["deploy", "init", str(tmp_path / "new"), *words])
+        assert (done.exit_code, said in done.output) == (2, True), done.output
+        assert not (tmp_path / "new").exists()
+    Link(host="fed-1.example.org", port=65529, control=65530)
+
+
+def test_the_server_gets_what_it_needs_and_not_the_authority(site: Site, tmp_path: Path) -> None:
+    """The parts that the README names are enough for its check."""
+    said = (site.folder / "README.md").read_text()
+    there = tmp_path / "server"
+    for part in ("deploy.toml", "server", "fedsim-app", "devices/0/key.pub", "devices/1/key.pub"):
+        assert f"`{part.replace('0', 'i').replace('1', 'i')}`" in said
+        (there / part).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (site.folder / part).is_dir() else shutil.copy)(site.folder / part, there / part)
+    assert wrong(there) == ""
+    assert "gets this folder" not in said
+
+
+def test_without_a_link_nothing_is_registered(site: Site) -> None:
+    done = CliRunner().invoke(app, ["deploy", "register", str(site.folder)])
+    assert done.exit_code == 2
+    assert "Connection to the SuperLink is unavailable" in done.output
+    assert "is `fedsim deploy link` running?" in done.output
+    assert roles.registered(site) == {}
+
+
+def test_a_bad_setting_of_a_run_is_named_before_anything_is_started(site: Site) -> None:
+    words = ["deploy", "run", str(site.folder), "quickstart"]
+    for bad, said in (
+        (["--payload", "int8"], "Trial.payload = 'int8'"),
+        (["--timeout", "-1"], "Trial.timeout = -1.0"),
+        ([], "exercise, with --red-team"),
+    ):
+        done = CliRunner().invoke(app, [*words, *bad])
+        assert (done.exit_code, said in done.output) == (2, True)
 
 
 def test_without_its_fork_server_a_device_takes_flowers_way(tmp_path: Path) -> None:

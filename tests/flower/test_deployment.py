@@ -26,7 +26,6 @@ import torch
 from fedsim.deploy import fork, pki, roles
 from fedsim.deploy.local import (
     Running,
-    Trial,
     difference,
     fitted,
     free_ports,
@@ -39,6 +38,7 @@ from fedsim.deploy.local import (
 from fedsim.deploy.local import site as make
 from fedsim.deploy.site import Site, Uplink
 from fedsim.deploy.spent import Spent
+from fedsim.deploy.trial import Trial
 from fedsim.experiments.resolve import resolve
 from fedsim.spec import Experiment
 
@@ -79,6 +79,44 @@ def test_a_deployment_is_the_loop(tmp_path: Path) -> None:
     assert not summary["set_aside"]
     log = (tmp_path / "site" / "devices" / "0" / "fork.log").read_text()
     assert log.count("exit code 0") == 2  # both messages by the fork server
+
+
+def processes() -> dict[int, int]:
+    """The parent of each process of this machine that is not over."""
+    words = ["ps", "-eo", "pid=,ppid=,stat="]
+    listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    lines = [line.split() for line in listed.splitlines()]
+    return {int(pid): int(parent) for pid, parent, state in lines if "Z" not in state}
+
+
+def below(*pids: int) -> set[int]:
+    """The processes that these started, and those that they did."""
+    found = {pid for pid, parent in processes().items() if parent in pids}
+    return found | below(*found) if found else found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_killed_command_leaves_nothing_behind(number: int, tmp_path: Path) -> None:
+    """An owner who kills a device's command wants the device to be gone, whatever Flower started for it."""
+    site, null = make(tmp_path / "site", 1, TEST), subprocess.DEVNULL
+    commands = [
+        subprocess.Popen([sys.executable, "-m", "fedsim", "deploy", *words], stdout=null, stderr=null)
+        for words in (["link", str(site.folder)], ["device", str(site.device(0))])
+    ]
+    link, device = (command.pid for command in commands)
+    started: set[int] = set()
+    try:
+        until(
+            lambda: len(below(link)) >= 2 and len(below(device)) >= 3, 60.0
+        )  # a SuperExec of each among them
+        started = below(link, device)
+        for command in commands:
+            command.send_signal(number)
+        assert [command.wait(60) for command in commands] == [130, 130]
+        until(lambda: not started & set(processes()), 15.0)
+    finally:
+        for pid in {link, device, *started} & set(processes()):
+            os.kill(pid, signal.SIGKILL)
 
 
 @long

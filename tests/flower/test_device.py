@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from threading import Barrier
 from time import sleep
@@ -31,12 +33,13 @@ from fedsim.federation import Federation
 from fedsim.flower.grid import FIRST_NODE, InProcessGrid
 from fedsim.flower.memory import Memory
 from fedsim.flower.order import Order
+from fedsim.flower.remote import Remote, discover
 from fedsim.models import Logistic
-from fedsim.privacy import ExampleDP, MessageDP
+from fedsim.privacy import CentralDP, ExampleDP, MessageDP
 from fedsim.round import answer
 from fedsim.runner import Result, run
 from fedsim.spec import Experiment
-from fedsim.strategies import NNM, ByzClip21SGD2MPlus, Chain, Median
+from fedsim.strategies import NNM, ByzClip21SGD2MPlus, Chain, FedAvg, HeavyBall, Mean, Median
 from fedsim.task import Task
 
 CONFIG: dict[str, Any] = {
@@ -82,6 +85,20 @@ class Site:
 
 def same(a: Result, b: Result) -> bool:
     return all(torch.equal(a.model[name], value) for name, value in b.model.items())
+
+
+def asking(site: Site, e: Experiment) -> Callable[[int, int], tuple[torch.Tensor, list[str]]]:
+    """A server that asks all devices for any round, in normal mode, and says that it took in any: rows and refusals."""
+    fed = Federation(e)
+
+    def ask(round: int, accepted: int) -> tuple[torch.Tensor, list[str]]:
+        grid = site.grid()
+        remote = Remote(grid, discover(grid, site.clients), run="again", derived=False)
+        states = {"accepted": torch.full((site.clients,), accepted)}
+        _, rows, _ = remote(fed, states, fed.x0, round, np.arange(site.clients))
+        return rows, [each.reason for each in remote.set_aside]
+
+    return ask
 
 
 # ---------------------------------------------------------------- entropy
@@ -244,7 +261,76 @@ def test_without_privacy_a_budget_is_no_budget(tmp_path: Path) -> None:
     assert "an experiment without privacy" in aside[0]
 
 
+def test_a_round_without_privacy_uses_up_any_budget(tmp_path: Path) -> None:
+    site, e = Site(tmp_path, test_mode=False), small()
+    site.run(replace(e, privacy=None), **{"test-mode": False})
+    assert site.spent(0).epsilon(1e-4) == inf
+    Agreement(client=0, epsilon=100.0, delta=1e-4).save(site.folder(0) / "device.toml")
+    result, aside = site.run(e, out=str(tmp_path / "private"), **{"test-mode": False})
+    assert "would bring epsilon to inf" in aside[0]
+    assert result.frame["answered"].tolist() == [4] * 4
+
+
+def test_answers_in_test_mode_are_left_out_of_epsilon(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.run(small(privacy=None))
+    assert (site.spent(0).rounds, site.spent(0).epsilon(1e-4)) == (4, 0.0)
+
+
+def test_a_ledger_as_it_was_written_before_is_read(tmp_path: Path) -> None:
+    entry = {"fingerprint": "f", "derived": False, "adjacency": None, "rounds": [0, 1], "releases": []}
+    release = {"z": 2.0, "times": 2, "sampling": "none", "rate": 1.0}
+    private = {**entry, "adjacency": "replace-one", "releases": [release]}
+    path = tmp_path / "ledger.json"
+    path.write_text(json.dumps({"a": private}))
+    assert Spent.load(path).epsilon(1e-4) == pytest.approx(gaussian_epsilon(2**0.5 / 2.0, 1e-4), rel=1e-6)
+    path.write_text(json.dumps({"a": private, "b": entry}))
+    assert Spent.load(path).epsilon(1e-4) == inf
+
+
+CENTRAL = small(
+    method=FedAvg(lr=0.1, local_steps=1, tau=0.3),
+    rule=Mean(),
+    f=0,
+    privacy=CentralDP(noise=1.0, delta=1e-4),
+)
+
+
+def test_the_servers_noise_is_not_the_devices_own(tmp_path: Path) -> None:
+    """A server that makes devices believe in noise of its own gets nothing from those who asked for any."""
+    site = Site(tmp_path)
+    Agreement(client=0, min_noise=0.5).save(site.folder(0) / "device.toml")
+    Agreement(client=1, epsilon=1000.0).save(site.folder(1) / "device.toml")
+    rows, refused = asking(site, CENTRAL)(0, -1)
+    assert len(rows) == 3
+    assert "noise multiplier 0 in round 0: this device asks for 0.5" in refused[0]
+    assert "an experiment without privacy in its messages" in refused[1]
+    assert site.spent(2).epsilon(1e-4) == inf
+
+
+def test_a_server_takes_no_central_noise_for_private(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    with pytest.raises(Invalid, match="every device gets"):
+        site.run(CENTRAL, **{"test-mode": False})
+    result, aside = site.run(CENTRAL)
+    assert not aside
+    assert result.summary["epsilon"] is None
+    assert same(result, run(CENTRAL, engine="loop", device="cpu"))
+
+
 # ---------------------------------------------------------------- what goes wrong
+def test_a_device_of_which_nothing_came_is_in_the_notes_once(tmp_path: Path) -> None:
+    site, e = Site(tmp_path), small()
+    for i in (1, 2):
+        Agreement(client=i, min_noise=9.0).save(site.folder(i) / "device.toml")
+    Agreement(client=3, max_rounds=2).save(site.folder(3) / "device.toml")  # answers twice
+    result, aside = site.run(e, **{"test-mode": False})
+    assert len(aside) == 4 + 4 + 2
+    (note,) = [note for note in result.notes if "set aside" in note]
+    assert "device 1, 2: " in note
+    assert "noise multiplier 0.3 in round 0: this device asks for 9" in note
+
+
 def test_a_damaged_ledger_answers_nothing(tmp_path: Path) -> None:
     site = Site(tmp_path)
     (site.folder(2) / "ledger.json").write_text("{ half")
@@ -336,17 +422,51 @@ def test_a_server_that_is_killed_goes_on(
 
 def test_asked_again_a_device_sends_the_same_noise(tmp_path: Path) -> None:
     """In normal mode a second draw would cost privacy; what was sent once is sent again."""
-    e, site = small(), Site(tmp_path)
-    seen: list[torch.Tensor] = []
-    from fedsim.flower.remote import Remote, discover
-
-    for _ in range(2):
-        grid = site.grid()
-        remote = Remote(grid, discover(grid, 5), run="again", derived=False)
-        fed = Federation(e)
-        seen.append(remote(fed, {"accepted": torch.full((5,), -1)}, fed.x0, 0, np.arange(5))[1])
-    assert torch.equal(*seen)
+    site = Site(tmp_path)
+    ask = asking(site, small())
+    assert torch.equal(ask(0, -1)[0], ask(0, -1)[0])
     assert site.spent(0).rounds == 1
+
+
+def test_a_round_is_answered_once_whatever_the_server_says_it_took_in(tmp_path: Path) -> None:
+    """Fresh noise for a round that was answered could be averaged away, and was paid for once."""
+    site = Site(tmp_path, clients=1)
+    ask = asking(site, small(clients=1, f=0))
+    first, _ = ask(0, -1)
+    for _ in range(3):
+        rows, refused = ask(0, 0)
+        assert (len(rows), "answers a round once" in refused[0]) == (0, True)
+    assert torch.equal(ask(0, -1)[0], first)  # nothing was taken in after all: what was sent is sent again
+    assert len(ask(1, 0)[0]) == 1
+    assert "answers a round once" in ask(0, 1)[1][0]
+    assert site.spent(0).rounds == 2
+
+
+def test_a_round_that_is_booked_is_not_answered_anew(tmp_path: Path) -> None:
+    """A device whose memory is gone, or that is asked twice at a time, still has its ledger."""
+    site = Site(tmp_path, clients=1)
+    ask = asking(site, small(clients=1, f=0))
+    ask(0, -1)
+    (site.folder(0) / "memory-again.pt").unlink()
+    before = site.spent(0)
+    assert "booked in run again already" in ask(0, -1)[1][0]
+    assert site.spent(0) == before
+    assert len(ask(1, -1)[0]) == 1
+
+
+def test_a_round_that_the_experiment_does_not_have_bars_none_that_it_has(tmp_path: Path) -> None:
+    site = Site(tmp_path, clients=1)
+    ask = asking(site, small(clients=1, f=0))
+    assert "the experiment has rounds 0 to 3" in ask(4, -1)[1][0]
+    assert len(ask(0, -1)[0]) == 1
+
+
+def own(site: Site, i: int, x: Any, y: Any, **terms: Any) -> Path:
+    """Give device i a file of its own."""
+    path = site.folder(i) / "own.npz"
+    np.savez(path, x=x, y=y)
+    Agreement(client=i, data=str(path), **terms).save(site.folder(i) / "device.toml")
+    return path
 
 
 def test_own_data_stay_on_the_device(tmp_path: Path) -> None:
@@ -354,22 +474,45 @@ def test_own_data_stay_on_the_device(tmp_path: Path) -> None:
     held = Federation(e)
     for i in range(5):
         part = slice(int(held.starts[i]), int(held.starts[i] + held.sizes[i]))
-        np.savez(site.folder(i) / "own.npz", x=held.train.x[part].numpy(), y=held.train.y[part].numpy())
-        terms = Agreement(
-            client=i, data=str(site.folder(i) / "own.npz"), classes=held.classes, test_mode=True
-        )
-        terms.save(site.folder(i) / "device.toml")
+        x, y = held.train.x[part].numpy(), held.train.y[part].numpy()
+        path = own(site, i, x, y, classes=held.classes, test_mode=True)
     result, aside = site.run(e)
     assert not aside
     assert same(result, run(e, engine="loop", device="cpu"))
-    (site.folder(0) / "own.npz").write_bytes(b"nothing")
+    path.write_bytes(b"nothing")
     _, aside = site.run(replace(e, seed=2), out=str(tmp_path / "second"))
     assert "not an .npz file" in aside[0]
 
 
+def test_an_example_that_no_clip_bounds_is_no_data(tmp_path: Path) -> None:
+    """One NaN makes the whole message NaN, whatever clip and noise: its presence would be seen."""
+    site, x = Site(tmp_path), np.zeros((10, 20), np.float32)
+    x[3, 7] = np.inf
+    own(site, 0, x, np.zeros(10, np.int64))
+    _, refused = asking(site, small(privacy=ExampleDP(clip=1.0, noise=1.0), method=HeavyBall(lr=0.1)))(0, -1)
+    assert "1 of 10 examples with NaN or Inf" in refused[0]
+    assert site.spent(0).rounds == 0
+
+
+def test_the_server_states_no_epsilon_for_data_that_it_does_not_have(tmp_path: Path) -> None:
+    """Of 10 examples a batch of 4 shows much more than of the 400 that the experiment's partition gives a client."""
+    e = small(privacy=ExampleDP(clip=1.0, noise=1.0, delta=1e-4), method=HeavyBall(lr=0.1), evaluate_every=2)
+    site = Site(tmp_path, test_mode=False)
+    partition, _ = site.run(e, **{"test-mode": False})
+    assert partition.summary["epsilon"] == pytest.approx(site.spent(3).epsilon(1e-4), rel=1e-9)
+    own(site, 3, np.zeros((10, 20), np.float32), np.zeros(10, np.int64))
+    for settings in ({}, {"resume": True}):  # resumed at its end, no device is asked any more
+        mixed, aside = site.run(e, out=str(tmp_path / "mixed"), **{"test-mode": False, **settings})
+        assert not aside
+        assert mixed.summary["epsilon"] is None
+        assert mixed.frame["epsilon"].isna().all()
+        assert "1 of the devices hold data of their own" in mixed.notes[0]
+        assert not any("epsilon = " in note for note in mixed.notes)
+    assert site.spent(3).epsilon(1e-4) > 3 * site.spent(2).epsilon(1e-4)
+
+
 def test_the_apps_that_flower_starts(tmp_path: Path) -> None:
     """The whole ServerApp and ClientApp as `flwr run` starts them, on the recipe of the shipped folder."""
-    import json
     import tomllib
 
     import fedsim.deploy
