@@ -33,8 +33,13 @@ def norms(v: Tensor) -> Tensor:
 
 
 def clip_(v: Tensor, tau: float) -> Tensor:
-    """v * min(1, tau / ||v||) in place, the L2 clip of vectors (..., d); the zero vector stays zero."""
-    return v if tau == inf else v.mul_(clip_factor(norms(v).unsqueeze(-1), tau))
+    """v * min(1, tau / ||v||) in place, the L2 clip of vectors (..., d); zero where that is 0 or not finite."""
+    if tau == inf:
+        return v
+    norm = norms(v).unsqueeze(-1)
+    v.mul_(clip_factor(norm, tau))
+    broken = ~norm.isfinite()
+    return v if v.device.type == "cpu" and not broken.any() else v.masked_fill_(broken, 0)
 
 
 def clip_factor(norm: Tensor, tau: float | Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil, inf, isfinite
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fedsim.federation import Federation, Ids
 from fedsim.flat import clip_, clip_factor
+from fedsim.gradients import one_client
 from fedsim.gradients.batched import Route
 from fedsim.mechanism import Mechanism
 from fedsim.threads import each
@@ -53,6 +55,7 @@ class Gradient:
     def __init__(self, env: Clients, x: Tensor, batch: Batch) -> None:
         self.env, self.x, self.call = env, x, env.calls
         clip = env.mechanism.clip() if env.mechanism else None
+        self.batch, self.clip = batch, clip
         self.ready = env.fed.gradients.prepare(x, batch, clip)
         self.mechanism = env.mechanism and env.mechanism.part(slice(None))  # as it is before it learns
         if env.mechanism and clip:
@@ -62,9 +65,19 @@ class Gradient:
     def rows(self, clients: slice, out: Tensor, tau: float = inf) -> Tensor:
         self.ready.write(clients, out)
         if self.mechanism:
+            self._bound(clients, out)
             self.mechanism.part(clients).noisy(out, self.call)
         whole = self.env.fed.regularise(out, self.x if self.x.dim() == 1 else self.x[clients])
         return clip_(whole, tau)
+
+    def _bound(self, clients: slice, out: Tensor) -> None:
+        """Where an example's gradient is not finite, and so what it was added to, the specification leaves it out."""
+        first, batch = clients.start or 0, self.batch
+        for i in (~out.sum(1).isfinite()).nonzero()[:, 0].tolist():
+            j = first + i
+            one = Batch(batch.x[j], batch.y[j], batch.weight[j])
+            clip = self.clip and replace(self.clip.part(slice(j, j + 1)), inside=None)
+            out[i] = one_client(self.env.fed.model, self.x if self.x.dim() == 1 else self.x[j], one, clip)
 
     def total(self, tau: float = inf) -> Tensor:
         """The sum (1, d) of all rows, of which none is written; not among peers, nor for sums that are clipped."""

@@ -37,7 +37,11 @@ def one_client(model: nn.Module, x: Tensor, batch: Batch, clip: Clip | float | N
 
 
 def weighted_clip(each: Tensor, weight: Tensor, clip: Clip, model: nn.Module) -> Tensor:
-    """sum_j w_j min(1, clip / ||grad_j||) grad_j of gradients (b, d), or the same layer by layer."""
+    """sum_j w_j min(1, clip / ||grad_j||) grad_j of gradients (b, d), or the same layer by layer.
+
+    One that is not finite, which no factor bounds, counts as zero.
+    """
+    each = each.where(each.isfinite().all(1, keepdim=True), 0)
     parts = each.split(layer_sizes(model), 1) if clip.by_layer else (each,)
     squares = torch.stack([norms(part).square() for part in parts])
     weights = clip.weights(squares.unsqueeze(1), weight.unsqueeze(0)).squeeze(1)

@@ -15,6 +15,7 @@ from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import Dirichlet
 from fedsim.engines.vector import _sum
 from fedsim.federation import Federation
+from fedsim.gradients import one_client
 from fedsim.models import MLP
 from fedsim.privacy import ExampleDP, MessageDP, Privacy, Quantile
 from fedsim.round import Server, attempt, finish
@@ -45,7 +46,7 @@ from fedsim.strategies import (
     TrimmedMean,
 )
 from fedsim.task import Task
-from fedsim.types import Attack, Method, Rule
+from fedsim.types import Attack, Batch, Method, Rule
 
 ROBUST = Chain(NNM(), Median())
 EXAMPLE, MESSAGE = ExampleDP(clip=0.5, noise=0.3, delta=1e-4), MessageDP(noise=0.3, delta=1e-4)
@@ -250,3 +251,45 @@ def test_a_cohort_may_be_all_byzantine(attack: Attack) -> None:
     first, *others = (run(e, engine=engine) for engine in ("loop", "vector", "grid"))
     for other in others:
         close(torch.tensor(other.frame["loss"].to_numpy()), torch.tensor(first.frame["loss"].to_numpy()))
+
+
+@pytest.mark.parametrize("rule", [Mean(), ROBUST], ids=repr)
+@pytest.mark.parametrize("clip", [0.5, QUANTILE.clip], ids=["fixed", "adaptive"])
+def test_a_gradient_that_overflows_counts_as_zero_where_it_is_clipped(
+    rule: Rule, clip: float | Quantile
+) -> None:
+    """One example of client 3 is so far out that it is none of a finite gradient; no message tells."""
+    e = replace(experiment(FedSGD(lr=0.5), rule, replace(EXAMPLE, clip=clip)), byzantine=0, attack=None, f=2)
+    e = replace(e, batches=Full(), task=replace(e.task, model=MLP(hidden=8, activation="relu")))
+    if isinstance(rule, Mean):
+        e = replace(e, f=0)
+    fed = Federation(e)
+    place = int(fed.starts[3])
+    fed.train.x[place] = 1e38
+    states, ids = fed.client_states(), np.arange(9)
+    assert not one_client(fed.model, 30 * fed.x0, fed_batch(fed, 3)).isfinite().all()
+    _, truth = engines.get("loop")(fed, states, 30 * fed.x0, 0, ids)
+    _, rows = engines.get("vector")(fed, states, 30 * fed.x0, 0, ids)
+    assert truth.isfinite().all()
+    close(rows, truth if len(rows) == 9 else truth.mean(0, keepdim=True))
+    fed.train.x[place] = 0.0
+    fed.train.y[place] = 0
+    _, others = engines.get("loop")(fed, states, 30 * fed.x0, 0, ids)
+    assert float((others[3] - truth[3]).norm()) <= 2 * 0.5 / int(fed.sizes[3])
+
+
+def fed_batch(fed: Federation, client: int) -> Batch:
+    batch = fed.batch(0, np.array([client]))
+    return Batch(batch.x[0], batch.y[0], batch.weight[0])
+
+
+@pytest.mark.parametrize("rule", [Mean(), ROBUST], ids=repr)
+def test_a_message_that_overflows_counts_as_zero_where_it_is_clipped(rule: Rule) -> None:
+    e = replace(experiment(ByzClipSGD(lr=0.5, tau=0.3), rule, MESSAGE), byzantine=0, attack=None)
+    fed = Federation(replace(e, task=replace(e.task, l2=0.0)))
+    fed.train.x[fed.starts[3] : fed.starts[4]] = torch.nan
+    _, truth = engines.get("loop")(fed, {}, fed.x0, 0, np.arange(9))
+    _, rows = engines.get("vector")(fed, {}, fed.x0, 0, np.arange(9))
+    noise = fed.noisy(torch.zeros(9, fed.x0.numel()), "message", 0, np.arange(9))
+    close(truth[3], noise[3])
+    close(rows, truth)
