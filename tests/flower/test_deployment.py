@@ -186,15 +186,19 @@ def test_a_killed_device_comes_back(tmp_path: Path) -> None:
 
 @long
 def test_a_killed_server_goes_on(tmp_path: Path) -> None:
-    """The server application dies with SIGKILL in a round; resumed, it ends with the model of the loop engine."""
-    e, site, out = experiment(3, 8), make(tmp_path / "site", 3, TEST), tmp_path / "run"
+    """The server application dies with SIGKILL in a round; resumed, it ends with the model of the loop engine.
+
+    A SuperNode that was about to fetch a message of the killed run lets go of it after about a minute.
+    """
+    trial = replace(TEST, timeout=120.0)
+    e, site, out = experiment(3, 8), make(tmp_path / "site", 3, trial), tmp_path / "run"
     with running(site, fast=True):
-        process = launch(site, e, TEST, out)
+        process = launch(site, e, trial, out)
         until(lambda: rounds_done(out) >= 3)
         subprocess.run(["kill", "-9", *children(site)], check=True)
         roles.stop(process)
         assert rounds_done(out) < 8
-        summary = run_there(site, e, TEST, out, resume=True)
+        summary = run_there(site, e, trial, out, resume=True)
     assert summary["rounds"] == 8
     assert difference(e, out) == 0.0
 
