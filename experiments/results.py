@@ -130,32 +130,30 @@ class Results:
         for path in self.tuned:
             if path in self.final and path not in keys:
                 table[path] = groups[path].first()
-        return self._beside_reported(table.reset_index())
+        if self.study.get("reported"):
+            table["reported"] = [100 * self._reported(runs) for _, runs in groups]
+            table["difference"] = table["accuracy"] - table["reported"]
+        return table.reset_index()
 
     @property
     def tuned(self) -> list[str]:
         """Paths that a search chose, from cell to cell."""
         return list(self.study.get("tuned", []))
 
-    def _beside_reported(self, table: pd.DataFrame) -> pd.DataFrame:
-        """The table with the paper's accuracy (in %) and the difference, where the study gives it."""
-        reported = pd.DataFrame(self.study.get("reported", []))
-        if reported.empty:
-            return table
-        shared = [axis for axis in self.axes if axis in reported]
-        reported = reported.rename(columns={"accuracy": "reported"})[[*shared, "reported"]]
-        reported["reported"] *= 100
-        known = {tuple(map(same, row[:-1])): row[-1] for row in reported.itertuples(index=False)}
-        table["reported"] = [
-            known.get(tuple(map(same, row)), nan) for row in table[shared].itertuples(index=False)
-        ]
-        table["difference"] = table["accuracy"] - table["reported"]
-        return table
+    def _reported(self, runs: pd.DataFrame) -> float:
+        """The paper's accuracy for these runs; nan unless all labels of one of its lines are theirs."""
+        labels = {axis: set(map(same, runs[axis])) for axis in self.study["axes"] if axis in runs}
+        given = {
+            line["accuracy"]
+            for line in self.study["reported"]
+            if all(labels.get(axis) == {same(label)} for axis, label in line.items() if axis != "accuracy")
+        }
+        return given.pop() if len(given) == 1 else nan
 
 
 def same(label: Any) -> Any:
     """A label as it is compared: 1, 1.0 and "1" are the same."""
     try:
         return float(label)
-    except ValueError:
+    except (TypeError, ValueError):
         return str(label)

@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from math import nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -96,6 +98,42 @@ def test_the_table_is_the_mean_over_seeds(folder: Path) -> None:
     tex = (folder / "report" / "table.tex").read_text()
     assert r"strong \& loud" in tex
     assert tex.count(r"\\") == 17
+
+
+PAPER = (
+    {"rule": "Median", "attack": "weak", "split.alpha": "0.10", "accuracy": 0.5},
+    {"rule": "Median", "attack": "loud", "split.alpha": "0.10", "accuracy": 0.4},
+    {"rule": "Mean", "attack": "weak", "split.alpha": "0.10", "accuracy": 0.3},
+    {"rule": "Mean", "attack": "loud", "split.alpha": "0.10", "accuracy": 0.2},
+)
+
+
+@pytest.mark.parametrize(
+    ("along", "expected"),
+    [
+        ({"rule": ["Median", "Mean"], "attack": {"weak": "IPM(0.1)"}, "split.alpha": [0.1]}, [50, 30]),
+        ({"rule": ["Median"], "attack": {"weak": "IPM(0.1)"}, "split.alpha": [0.1, 10]}, [50, nan]),
+        ({"rule": ["Median", "Mean"], "attack": {"weak": "IPM(0.1)"}, "split.alpha": [10]}, [nan, nan]),
+        ({"rule": ["Median"], "attack": {"weak": "IPM(0.1)"}, "split.alpha": [0.1]}, [50]),
+        ({"rule": ["Median"], "attack": {"strange": "IPM(0.1)"}, "split.alpha": [0.1]}, [nan]),
+        ({"rule": ["Median", "Mean"], "split.alpha": [0.1]}, [nan, nan]),
+    ],
+)
+def test_a_published_number_stands_beside_its_own_setting_alone(
+    along: dict[str, Any], expected: list[float], tmp_path: Path
+) -> None:
+    """Also where an axis has one value left, by choice or because a sweep is under way."""
+    base = replace(SMALL, split=Dirichlet(0.1))
+    Sweep(tmp_path, crew=inline)(Study(base, axes(along), reported=PAPER))
+    table = Results.of(tmp_path).table()
+    assert table["reported"].tolist() == pytest.approx(expected, nan_ok=True)
+    assert (table["accuracy"] - table["difference"]).tolist() == pytest.approx(expected, nan_ok=True)
+
+
+def test_two_published_numbers_for_one_setting_are_none(tmp_path: Path) -> None:
+    lines = ({"rule": "Median", "accuracy": 0.5}, {"rule": "Median", "accuracy": 0.6})
+    Sweep(tmp_path, crew=inline)(Study(SMALL, axes({"rule": ["Median", "Mean"]}), reported=lines))
+    assert Results.of(tmp_path).table()["reported"].isna().all()
 
 
 def test_the_worst_case_is_over_attacks(folder: Path) -> None:
