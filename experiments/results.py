@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from math import nan
 from pathlib import Path
@@ -13,22 +13,10 @@ import pandas as pd
 
 from fedsim.check import Invalid
 from fedsim.experiments.load import Run, framed, recorded, study
+from fedsim.spec import Experiment
 
 # What runs of one folder may differ in, where no sweep says along which axes; parts of a field follow it.
-FIELDS = (
-    "task",
-    "method",
-    "rule",
-    "attack",
-    "byzantine",
-    "f",
-    "split",
-    "privacy",
-    "batches",
-    "clients",
-    "cohort",
-    "rounds",
-)
+FIELDS = tuple(field.name for field in fields(Experiment) if field.name != "seed")
 LINES = ("method", "rule", "attack")  # the axis that a figure draws as lines, the first that varies
 MANY = 8  # more lines than that go into figures of their own
 
@@ -121,8 +109,8 @@ class Results:
         """A row a cell: the axes, accuracy in % (mean and sample standard deviation over seeds), what was spent."""
         keys = list(self.axes) or ["experiment"]
         groups = self.final.groupby(keys, sort=False, dropna=False)
-        table = groups["accuracy"].agg(accuracy="mean", std="std", seeds="count") * [100, 100, 1]
-        table["seeds"] = table["seeds"].astype(int)
+        table = groups["accuracy"].agg(accuracy="mean", std="std") * 100
+        table["seeds"] = groups["seed"].nunique()
         for name in ("epsilon", "privacy.epsilon", "loss", "seconds"):
             if name in self.final and name not in keys and self.final[name].notna().any():
                 title = {"epsilon": "accounted epsilon", "privacy.epsilon": "asked epsilon"}.get(name, name)

@@ -30,6 +30,7 @@ from fedsim.experiments.study import Score, Study, axes
 from fedsim.experiments.sweep import Sweep
 from fedsim.experiments.workers import Job, work
 from fedsim.privacy import ExampleDP, MessageDP
+from fedsim.spec import Experiment
 from fedsim.strategies import ByzClip21SGD2M, Krum, Mean
 
 TABLE = {
@@ -228,13 +229,44 @@ def test_privacy_robustness_and_heterogeneity_in_one_figure(tmp_path: Path) -> N
     assert all(printed.count(value) >= values.count(value) for value in values)
 
 
+def singly(folder: Path, *experiments: Experiment) -> None:
+    """Records of runs that no sweep made."""
+    for experiment in experiments:
+        work(Job(experiment, folder / experiment.fingerprint), lambda word: None)
+
+
 def test_a_report_on_single_runs(tmp_path: Path) -> None:
-    for number, lr in enumerate((0.1, 0.2)):
-        experiment = replace(SMALL, method=replace(SMALL.method, lr=lr))
-        work(Job(experiment, tmp_path / str(number)), lambda word: None)
+    singly(tmp_path, *(replace(SMALL, method=replace(SMALL.method, lr=lr)) for lr in (0.1, 0.2)))
     done = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert done.exit_code == 0, done.stderr
     assert "HeavyBall(lr=0.2)" in (tmp_path / "report" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("dealt", ("all", "honest")),
+        ("attacked", ("message", "memory")),
+        ("knowledge", (("own", "honest"), ("own", "honest", "rule"))),
+        ("evaluate_every", (2, 4)),
+    ],
+)
+def test_single_runs_that_differ_in_more_than_their_seed_are_not_averaged(
+    field: str, values: tuple[Any, Any], tmp_path: Path
+) -> None:
+    base = replace(SMALL, method=ByzClip21SGD2M(lr=0.5, tau=1.0))
+    singly(tmp_path, *(replace(base, **{field: value, "seed": seed}) for value in values for seed in (0, 1)))
+    results = Results.of(tmp_path)
+    assert results.axes == (field,)
+    assert results.table()["seeds"].tolist() == [2, 2]
+
+
+def test_seeds_are_counted_not_runs(tmp_path: Path) -> None:
+    Sweep(tmp_path, crew=inline)(Study(SMALL, axes({"rule": ["Mean", "Median"], "seed": [0, 1]})))
+    results = Results.of(tmp_path)
+    again = results.frame.assign(experiment=results.frame["experiment"] + "again")
+    twice = replace(results, runs=(), frame=pd.concat([results.frame, again], ignore_index=True))
+    assert twice.table()["seeds"].tolist() == [2, 2]
 
 
 def test_a_report_names_damaged_records_and_leaves_them_out(tmp_path: Path) -> None:
