@@ -107,10 +107,10 @@ class Results:
 
     def table(self) -> pd.DataFrame:
         """A row a cell: the axes, accuracy in % (mean and sample standard deviation over seeds), what was spent."""
-        keys = list(self.axes) or ["experiment"]
-        groups = self.final.groupby(keys, sort=False, dropna=False)
-        table = groups["accuracy"].agg(accuracy="mean", std="std") * 100
-        table["seeds"] = groups["seed"].nunique()
+        keys = list(self.axes)  # without any, the runs are one experiment but for their seed
+        groups = self.final.groupby(keys or (lambda row: 0), sort=False, dropna=False)
+        accuracy, seeds = 100 * groups["accuracy"].mean(), groups["seed"].nunique()
+        table = pd.DataFrame({"accuracy": accuracy, "std": 100 * groups["accuracy"].std(), "seeds": seeds})
         for name in ("epsilon", "privacy.epsilon", "loss", "seconds"):
             if name in self.final and name not in keys and self.final[name].notna().any():
                 title = {"epsilon": "accounted epsilon", "privacy.epsilon": "asked epsilon"}.get(name, name)
@@ -121,7 +121,7 @@ class Results:
         if self.study.get("reported"):
             table["reported"] = [100 * self._reported(runs) for _, runs in groups]
             table["difference"] = table["accuracy"] - table["reported"]
-        return table.reset_index()
+        return table.reset_index() if keys else table
 
     @property
     def tuned(self) -> list[str]:

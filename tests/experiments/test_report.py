@@ -261,6 +261,18 @@ def test_single_runs_that_differ_in_more_than_their_seed_are_not_averaged(
     assert results.table()["seeds"].tolist() == [2, 2]
 
 
+def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> None:
+    Sweep(tmp_path / "sweep", crew=inline)(Study(SMALL, axes({"rule": ["Median"], "seed": [0, 1, 2]})))
+    singly(tmp_path / "single", *(replace(SMALL, seed=seed) for seed in (0, 1, 2)))
+    for folder in (tmp_path / "sweep", tmp_path / "single"):
+        last = Results.of(folder).final["accuracy"]
+        (row,) = Results.of(folder).table().to_dict("records")
+        assert (row["accuracy"], row["std"]) == pytest.approx((100 * last.mean(), 100 * last.std()))
+        assert row["seeds"] == 3
+        report(folder)
+        assert len(pd.read_csv(folder / "report" / "table.csv")) == 1
+
+
 def test_seeds_are_counted_not_runs(tmp_path: Path) -> None:
     Sweep(tmp_path, crew=inline)(Study(SMALL, axes({"rule": ["Mean", "Median"], "seed": [0, 1]})))
     results = Results.of(tmp_path)
