@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import replace
 from math import nan
 from pathlib import Path
@@ -25,7 +26,7 @@ from fedsim.experiments.load import load
 from fedsim.experiments.report import MAIN, report
 from fedsim.experiments.resolve import resolve_study
 from fedsim.experiments.results import Results
-from fedsim.experiments.sections import bytes_a_coordinate, robustness
+from fedsim.experiments.sections import Figure, bytes_a_coordinate, robustness, surface
 from fedsim.experiments.study import Score, Study, axes
 from fedsim.experiments.sweep import Sweep
 from fedsim.experiments.workers import Job, work
@@ -149,8 +150,32 @@ def test_the_worst_case_is_over_attacks(folder: Path) -> None:
         part.groupby(["byzantine", "split.alpha", "attack"])["accuracy"].mean().groupby(level=[0, 1]).min()
     )
     svg = (folder / "report" / "f-split-0.svg").read_text()
-    printed = re.findall(r">(\d+\.\d)</text>", svg)
-    assert sorted(printed[-4:]) == sorted(f"{100 * value:.1f}" for value in worst)
+    shown = re.findall(r">(\d+\.\d)</text>", svg)
+    assert sorted(shown[-4:]) == sorted(f"{100 * value:.1f}" for value in worst)
+
+
+def printed(figure: Figure) -> Counter[tuple[str, str]]:
+    """The numbers on the maps of a figure, with the part that each is in."""
+    parts = ((name, axes) for name, plot in figure.plots.items() for axes in plot.figure.axes)
+    return Counter((name, text.get_text()) for name, axes in parts for text in axes.texts)
+
+
+def test_no_worst_case_where_a_run_is_missing(folder: Path, tmp_path: Path) -> None:
+    """On either map the cell stays empty, whether the lost run was the worst or not."""
+    whole = robustness(Results.of(folder))
+    final = Results.of(folder).final
+    here = final[(final["byzantine"] == 2) & (final["split.alpha"] == 0.1) & (final["rule"] == "Median")]
+    for attack, runs in here.groupby("attack"):
+        copy = tmp_path / str(attack)
+        shutil.copytree(folder, copy)
+        for name in runs["experiment"]:
+            shutil.rmtree(copy / name)
+        section = robustness(Results.of(copy))
+        assert whole is not None
+        assert section is not None
+        for before, after, lost in zip(whole.figures, section.figures, (2, 1), strict=True):
+            assert (printed(before) - printed(after)).total() == lost
+            assert not printed(after) - printed(before)
 
 
 def test_every_figure_names_its_experiments_and_its_command(folder: Path) -> None:
@@ -224,9 +249,17 @@ def test_privacy_robustness_and_heterogeneity_in_one_figure(tmp_path: Path) -> N
     assert "What holds under all at once" in report(tmp_path, small=True).read_text()
     final = Results.of(tmp_path).final
     worst = 100 * final.groupby(["privacy.epsilon", "byzantine", "split.alpha"])["accuracy"].min()
-    printed = re.findall(r">(\d+)</text>", (tmp_path / "report" / "surface.svg").read_text())
+    shown = re.findall(r">(\d+)</text>", (tmp_path / "report" / "surface.svg").read_text())
     values = [f"{value:.0f}" for value in worst]
-    assert all(printed.count(value) >= values.count(value) for value in values)
+    assert all(shown.count(value) >= values.count(value) for value in values)
+    whole = surface(Results.of(tmp_path))
+    shutil.rmtree(tmp_path / final["experiment"].iloc[0])
+    short = surface(Results.of(tmp_path))
+    assert whole is not None
+    assert short is not None
+    before, after = printed(whole.figures[0]), printed(short.figures[0])
+    assert (before.total(), after.total()) == (len(values), len(values) - 1)
+    assert not after - before
 
 
 def singly(folder: Path, *experiments: Experiment) -> None:
