@@ -340,9 +340,18 @@ def test_a_report_on_nothing(tmp_path: Path) -> None:
         report(tmp_path)
 
 
-@pytest.mark.parametrize(("score", "expected"), [("final", 0.5), ("best", 0.9), ("last 5", 0.64)])
-def test_a_study_says_which_accuracy_counts(score: Score, expected: float, tmp_path: Path) -> None:
-    """In the frame, in the table and on the map."""
+@pytest.mark.parametrize(
+    ("score", "expected", "words"),
+    [
+        ("final", 0.5, "that at the end of a run"),
+        ("best", 0.9, "the best of a run"),
+        ("last 5", 0.64, "the mean of a run&#x27;s last five evaluations"),
+    ],
+)
+def test_a_study_says_which_accuracy_counts(
+    score: Score, expected: float, words: str, tmp_path: Path
+) -> None:
+    """In the frame, in the table and on the map; and the page says so above both."""
     Sweep(tmp_path, crew=inline)(
         Study(SMALL, axes({"rule": ["Mean", "Krum"], "attack": ["ALIE", "IPM(10)"]}), score=score)
     )
@@ -359,6 +368,9 @@ def test_a_study_says_which_accuracy_counts(score: Score, expected: float, tmp_p
     assert section is not None
     (shown,) = section.figures[0].plots.values()
     assert {text.get_text() for text in shown.figure.axes[0].texts} == {f"{100 * expected:.1f}"}
+    page = report(tmp_path).read_text()
+    assert f"<p>In %, {words}: mean" in page
+    assert f"Test accuracy in %, {words}." in page
 
 
 def test_a_run_under_way_is_in_no_table(tmp_path: Path) -> None:
