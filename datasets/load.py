@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import tempfile
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,8 +41,8 @@ class Images(Data):
     def read(self) -> tuple[Labelled, Labelled, int]:
         """Training part, test part, and the pixel value of white."""
 
-    def groups(self) -> Tensor | None:
-        """A natural owner of each training example."""
+    def groups(self, count: int) -> Tensor | None:
+        """A natural owner of each training example, of which there are `count`."""
         return None
 
     def load(self) -> Dataset:
@@ -51,7 +52,7 @@ class Images(Data):
             var, mean = torch.var_mean(fit.x, dim=(0, 2, 3), correction=0, keepdim=True)
             for part in (fit, held):
                 part.x.sub_(mean).div_(var.sqrt())
-        return Dataset(fit, held, int(fit.y.max()) + 1, self.groups())
+        return Dataset(fit, held, int(fit.y.max()) + 1, self.groups(len(fit)))
 
 
 @dataclass(frozen=True)
@@ -105,16 +106,19 @@ class Idx(Torchvision):
 
     def read(self) -> tuple[Labelled, Labelled, int]:
         folder = data_root() / type(self).__name__ / "raw"
+        pictures = [folder / f"{part}-images-idx3-ubyte" for part in ("train", "t10k")]
+        labels = [folder / f"{part}-labels-idx1-ubyte" for part in ("train", "t10k")]
         try:
             train, test = (
-                (
-                    _idx(folder / f"{part}-images-idx3-ubyte").unsqueeze(1),
-                    _idx(folder / f"{part}-labels-idx1-ubyte"),
-                )
-                for part in ("train", "t10k")
+                (_idx(x, 3).unsqueeze(1), _idx(y, 1)) for x, y in zip(pictures, labels, strict=True)
             )
         except (OSError, ValueError):
-            return super().read()  # downloads what is missing, or says what is wrong
+            train, test, _ = super().read()  # downloads what is missing, or says what is wrong
+        for (x, y), beside, file in zip((train, test), pictures, labels, strict=True):
+            if len(x) != len(y):
+                raise Invalid(
+                    f"{file}: {len(y)} labels; there must be {len(x)}, as pictures in {beside.name}"
+                )
         return train, test, 255
 
 
@@ -126,11 +130,16 @@ class MNIST(Idx):
     arXiv:1905.10498) lie beside it, QMNIST/raw/qmnist-train-labels-idx2-int.gz; otherwise None.
     """
 
-    def groups(self) -> Tensor | None:
+    def groups(self, count: int) -> Tensor | None:
         path = data_root() / "QMNIST" / "raw" / "qmnist-train-labels-idx2-int.gz"
         if not path.is_file():
             return None
-        table = np.frombuffer(gzip.decompress(path.read_bytes()), ">i4", offset=12).reshape(-1, 8)
+        try:
+            table = np.frombuffer(gzip.decompress(path.read_bytes()), ">i4", offset=12).reshape(-1, 8)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise Invalid(f"{path}: a damaged file ({error}); allowed is a whole one, or none") from None
+        if len(table) != count:
+            raise Invalid(f"{path}: {len(table)} rows; there must be {count}, one for each training example")
         return torch.from_numpy(table[:, 2].astype(np.int64))
 
 
@@ -176,13 +185,13 @@ def data_root() -> Path:
     return Path(os.environ.get("FEDSIM_DATA", "data"))
 
 
-def _idx(path: Path) -> Tensor:
+def _idx(path: Path, axes: int) -> Tensor:
     """The bytes of an IDX file in their shape; raises `ValueError` where it is another one, or damaged."""
     raw = path.read_bytes()
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise ValueError(f"{path.name}: not an IDX file of bytes")
-    shape = np.frombuffer(raw, ">i4", raw[3], offset=4)
-    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape).copy())
+    if raw[:4] != bytes([0, 0, 8, axes]):
+        raise ValueError(f"{path.name}: not an IDX file of bytes along {axes} axes")
+    shape = np.frombuffer(raw, ">i4", axes, offset=4)
+    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape).copy())
 
 
 def _download(source: Callable[..., Any], root: Path) -> None:

@@ -24,7 +24,8 @@ from fedsim.types import Dataset
 def central(experiment: Experiment, dataset: Dataset | None = None) -> float:
     """Test accuracy of Opacus' DP-SGD on all data in one place: same model, step, clip, noise multiplier, rate, steps.
 
-    Raises `Invalid` where the experiment is not DP-SGD: FedSGD with example-level privacy and a Poisson rate.
+    The task's l2 comes after the noise, as in a federation. Raises `Invalid` where the experiment is not DP-SGD:
+    FedSGD with example-level privacy and a Poisson rate.
     """
     privacy, batches, method = experiment.privacy, experiment.batches, experiment.method
     if not (
@@ -41,13 +42,14 @@ def central(experiment: Experiment, dataset: Dataset | None = None) -> float:
     assert fed.ledger is not None
     examples = TensorDataset(fed.train.x, fed.train.y)
     loader = DataLoader(examples, batch_size=round(batches.rate * len(examples)))
+    descent = torch.optim.SGD(fed.model.parameters(), lr=1.0, weight_decay=experiment.task.l2)
     torch.manual_seed(experiment.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Opacus on its secure mode, and its hooks on a first layer
         engine = PrivacyEngine()
         model, optimizer, loader = engine.make_private(
             module=fed.model,
-            optimizer=torch.optim.SGD(fed.model.parameters(), lr=1.0),
+            optimizer=descent,
             data_loader=loader,
             noise_multiplier=fed.ledger.multiplier,
             max_grad_norm=privacy.clip,

@@ -184,10 +184,11 @@ def surface(name: str, tables: Mapping[tuple[str, str], pd.DataFrame]) -> Plot:
             values = table.to_numpy(float)
             axes.pcolormesh(np.ma.masked_invalid(values), cmap="cividis", vmin=0, vmax=100)
             for (i, j), value in np.ndenumerate(values):
-                colour = "#000000" if value > 55 else "#ffffff"
-                axes.text(
-                    j + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8
-                )
+                if np.isfinite(value):
+                    colour = "#000000" if value > 55 else "#ffffff"
+                    axes.text(
+                        j + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8
+                    )
             axes.set_xticks(np.arange(values.shape[1]) + 0.5, [short(c) for c in table.columns])
             axes.set_yticks(np.arange(values.shape[0]) + 0.5, [short(r) for r in table.index])
             axes.set_title(f"{one}\n{other}", fontsize=8, color=MUTED)

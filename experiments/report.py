@@ -75,7 +75,7 @@ def html(results: Results, found: Sequence[Section], table: pd.DataFrame, beside
     body = [
         _facts(results),
         _notes(results),
-        _section_table(table),
+        _section_table(table, results.scored),
         *(_section(s, results, beside) for s in found),
     ]
     return template.substitute(
@@ -159,13 +159,13 @@ def inline(plot: Plot) -> str:
     return re.sub(r"\n\s*", "\n", svg.replace("<svg ", '<svg role="img" ', 1))
 
 
-def _section_table(table: pd.DataFrame) -> str:
+def _section_table(table: pd.DataFrame, scored: str) -> str:
     heads = "".join(
         f'<th tabindex="0" class="{_kind(table[c])}">{escape(str(c))}</th>' for c in table if c != "std"
     )
     rows = "\n".join(f"<tr>{''.join(_cells(table, row))}</tr>" for row in range(len(table)))
     return (
-        "<section><h2>Accuracy</h2><p>In %, at the end of each run: mean ± standard deviation over seeds. A click on "
+        f"<section><h2>Accuracy</h2><p>In %, {escape(scored)}: mean ± standard deviation over seeds. A click on "
         'a head sorts. Also as <a href="table.csv">CSV</a> and <a href="table.tex">LaTeX</a>.</p>'
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table></div></section>'
     )

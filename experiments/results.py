@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from math import nan
 from pathlib import Path
@@ -13,22 +13,10 @@ import pandas as pd
 
 from fedsim.check import Invalid
 from fedsim.experiments.load import Run, framed, recorded, study
+from fedsim.spec import Experiment
 
 # What runs of one folder may differ in, where no sweep says along which axes; parts of a field follow it.
-FIELDS = (
-    "task",
-    "method",
-    "rule",
-    "attack",
-    "byzantine",
-    "f",
-    "split",
-    "privacy",
-    "batches",
-    "clients",
-    "cohort",
-    "rounds",
-)
+FIELDS = tuple(field.name for field in fields(Experiment) if field.name != "seed")
 LINES = ("method", "rule", "attack")  # the axis that a figure draws as lines, the first that varies
 MANY = 8  # more lines than that go into figures of their own
 
@@ -119,10 +107,10 @@ class Results:
 
     def table(self) -> pd.DataFrame:
         """A row a cell: the axes, accuracy in % (mean and sample standard deviation over seeds), what was spent."""
-        keys = list(self.axes) or ["experiment"]
-        groups = self.final.groupby(keys, sort=False, dropna=False)
-        table = groups["accuracy"].agg(accuracy="mean", std="std", seeds="count") * [100, 100, 1]
-        table["seeds"] = table["seeds"].astype(int)
+        keys = list(self.axes)  # without any, the runs are one experiment but for their seed
+        groups = self.final.groupby(keys or (lambda row: 0), sort=False, dropna=False)
+        accuracy, seeds = 100 * groups["accuracy"].mean(), groups["seed"].nunique()
+        table = pd.DataFrame({"accuracy": accuracy, "std": 100 * groups["accuracy"].std(), "seeds": seeds})
         for name in ("epsilon", "privacy.epsilon", "loss", "seconds"):
             if name in self.final and name not in keys and self.final[name].notna().any():
                 title = {"epsilon": "accounted epsilon", "privacy.epsilon": "asked epsilon"}.get(name, name)
@@ -130,32 +118,30 @@ class Results:
         for path in self.tuned:
             if path in self.final and path not in keys:
                 table[path] = groups[path].first()
-        return self._beside_reported(table.reset_index())
+        if self.study.get("reported"):
+            table["reported"] = [100 * self._reported(runs) for _, runs in groups]
+            table["difference"] = table["accuracy"] - table["reported"]
+        return table.reset_index() if keys else table
 
     @property
     def tuned(self) -> list[str]:
         """Paths that a search chose, from cell to cell."""
         return list(self.study.get("tuned", []))
 
-    def _beside_reported(self, table: pd.DataFrame) -> pd.DataFrame:
-        """The table with the paper's accuracy (in %) and the difference, where the study gives it."""
-        reported = pd.DataFrame(self.study.get("reported", []))
-        if reported.empty:
-            return table
-        shared = [axis for axis in self.axes if axis in reported]
-        reported = reported.rename(columns={"accuracy": "reported"})[[*shared, "reported"]]
-        reported["reported"] *= 100
-        known = {tuple(map(same, row[:-1])): row[-1] for row in reported.itertuples(index=False)}
-        table["reported"] = [
-            known.get(tuple(map(same, row)), nan) for row in table[shared].itertuples(index=False)
-        ]
-        table["difference"] = table["accuracy"] - table["reported"]
-        return table
+    def _reported(self, runs: pd.DataFrame) -> float:
+        """The paper's accuracy for these runs; nan unless all labels of one of its lines are theirs."""
+        labels = {axis: set(map(same, runs[axis])) for axis in self.study["axes"] if axis in runs}
+        given = {
+            line["accuracy"]
+            for line in self.study["reported"]
+            if all(labels.get(axis) == {same(label)} for axis, label in line.items() if axis != "accuracy")
+        }
+        return given.pop() if len(given) == 1 else nan
 
 
 def same(label: Any) -> Any:
     """A label as it is compared: 1, 1.0 and "1" are the same."""
     try:
         return float(label)
-    except ValueError:
+    except (TypeError, ValueError):
         return str(label)

@@ -100,20 +100,22 @@ def surface(results: Results) -> Section | None:
     if f is None or split is None or epsilon is None:
         return None
     down = next((a for a in (results.axis("method"), results.axis("rule")) if a), None)
-    keys = [f, split, *(a for a in results.axes if a not in (f, split))]
+    over = [axis for axis in results.axes if axis not in (down, f, split, epsilon)]
+    values = {axis: results.final[axis].unique() for axis in (f, split, epsilon)}
     tables = dict[tuple[str, str], pd.DataFrame]()
     for title, part in results.lines(results.final, down):
-        for value, runs in part.groupby(epsilon, sort=False):
-            means = 100 * runs.groupby(keys, sort=False)["accuracy"].mean()
-            worst = means.groupby(level=[0, 1], sort=False).min()
-            tables[title, f"epsilon {value}"] = worst.unstack(1)
-    shown = Figure(
+        cells = _worst(part, [epsilon, f, split], over).unstack(split)
+        for value in values[epsilon]:
+            rows = pd.MultiIndex.from_product([[value], values[f]], names=[epsilon, f])
+            shown = cells.reindex(index=rows, columns=values[split])
+            tables[title, f"epsilon {value}"] = shown.droplevel(epsilon)
+    figure = Figure(
         f"{f} by {split} by {epsilon}",
         f"Test accuracy in %, {results.scored}, in the worst case over all other axes.",
         {"": plots.surface("surface", tables)},
         list(results.final["experiment"]),
     )
-    return Section("Privacy, robustness and heterogeneity", "What holds under all at once.", [shown])
+    return Section("Privacy, robustness and heterogeneity", "What holds under all at once.", [figure])
 
 
 def robustness(results: Results) -> Section | None:
@@ -226,18 +228,20 @@ def _heat(results: Results, name: str, rows: str | None, columns: str, worst: st
     assert rows is not None
     parts = dict[str, Plot]()
     for number, (part_name, last) in enumerate(results.panels((rows, columns, worst), results.final)):
-        keys = [rows, columns, *([worst] if worst else [])]
-        cells = 100 * last.groupby(keys, sort=False)["accuracy"].mean()
-        if worst:
-            cells = cells.groupby([rows, columns], sort=False).min()
-        values = cells.unstack(columns)
+        values = _worst(last, [rows, columns], [worst] if worst else []).unstack(columns)
         values = values.reindex(list(dict.fromkeys(last[rows])))[list(dict.fromkeys(last[columns]))]
         if columns.partition(".")[0] == "attack":
-            values["worst"] = values.min(axis=1)
+            values["worst"] = values.min(axis=1, skipna=False)
         label = f"worst case over {worst}" if worst else ""
         parts[part_name] = plots.heat(f"{name}-{number}", values, rows, columns, label)
     title = f"{rows} by {columns}" + (f", worst case over {worst}" if worst else "")
     return Figure(title, f"Test accuracy in %, {results.scored}.", parts, list(results.final["experiment"]))
+
+
+def _worst(runs: pd.DataFrame, keys: list[str], over: list[str]) -> pd.Series:
+    """Accuracy in %, the worst case over some axes; nan where a setting of theirs is missing that these runs have."""
+    means = 100 * runs.groupby([*keys, *over], sort=False)["accuracy"].mean()
+    return means.unstack(over).min(axis=1, skipna=False) if over else means
 
 
 def _decides(results: Results, axis: str, field: str) -> bool:

@@ -23,7 +23,7 @@ METHODS = {
 
 
 def surface(reduced: bool = False) -> Study:
-    """MNIST, 25 clients: accounted epsilon 0.5 to 8, f = 0 to 10, Dirichlet 0.1 to 10, worst of three attacks.
+    """MNIST, 25 clients: accounted epsilon 0.5 to 8, f = 1 to 10, Dirichlet 0.1 to 10, worst of three attacks.
 
     Example-level privacy, delta 1e-5, batches of 64, 500 rounds, NNM + trimmed mean; the step tuned for each cell.
     """

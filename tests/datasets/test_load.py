@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from urllib.error import URLError
 
@@ -59,7 +60,7 @@ def test_mnist_from_its_files(data_folder: Path) -> None:
 
 def test_the_writers_of_mnist(data_folder: Path) -> None:
     need(data_folder, "QMNIST")
-    writers = MNIST().groups()
+    writers = MNIST().groups(60000)
     assert writers is not None
     assert writers.shape == (60000,)
     sizes = writers.unique(return_counts=True)[1]
@@ -114,6 +115,58 @@ def test_a_damaged_file_is_an_error_in_one_sentence(tmp_path: Path, monkeypatch:
     for length in (100, 10, 4, 3, 0):
         images.write_bytes(images.read_bytes()[:length])
         with pytest.raises(Invalid, match="FEDSIM_DATA"):
+            MNIST().load()
+
+
+@pytest.mark.parametrize("part", ["train", "t10k"])
+@pytest.mark.parametrize("kind", ["images-idx3", "labels-idx1"])
+def test_each_picture_has_a_label(
+    part: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of three examples among those of five, as that of another part would be."""
+    write_small_set(tmp_path, "MNIST")
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
+    file = tmp_path / "MNIST" / "raw" / f"{part}-{kind}-ubyte"
+    whole, head = file.read_bytes(), 16 if kind == "images-idx3" else 8
+    file.write_bytes(whole[:7] + bytes([3]) + whole[8 : head + (len(whole) - head) // 5 * 3])
+    with pytest.raises(
+        Invalid, match=rf"{part}-labels-idx1-ubyte: \d labels; there must be \d, as .*{part}-images"
+    ):
+        MNIST().load()
+
+
+def test_a_file_in_the_place_of_another_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_small_set(tmp_path, "MNIST")
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
+    folder = tmp_path / "MNIST" / "raw"
+    (folder / "train-images-idx3-ubyte").write_bytes((folder / "train-labels-idx1-ubyte").read_bytes())
+    with pytest.raises(Invalid, match="FEDSIM_DATA"):
+        MNIST().load()
+
+
+def test_the_writers_are_those_of_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_small_set(tmp_path, "MNIST")
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
+    file = tmp_path / "QMNIST" / "raw" / "qmnist-train-labels-idx2-int.gz"
+    file.parent.mkdir(parents=True)
+    table = np.arange(5 * 8, dtype=">i4").tobytes()
+    whole = gzip.compress(bytes(12) + table)
+    file.write_bytes(whole)
+    groups = MNIST().load().groups
+    assert groups is not None
+    assert groups.tolist() == [2, 10, 18, 26, 34]
+    broken = whole[:12] + bytes([whole[12] ^ 255]) + whole[13:]
+    for damaged in (whole[:-10], whole[: len(whole) // 2], broken, b"garbage", gzip.compress(b"")):
+        file.write_bytes(damaged)
+        with pytest.raises(Invalid, match=r"qmnist-train-labels-idx2-int.gz: a damaged file"):
+            MNIST().load()
+    for rows, said in (
+        (table[:32], "1 rows"),
+        (table + table[:32], "6 rows"),
+        (table[:-3], "a damaged file"),
+    ):
+        file.write_bytes(gzip.compress(bytes(12) + rows))
+        with pytest.raises(Invalid, match=rf"qmnist-train-labels-idx2-int.gz: {said}"):
             MNIST().load()
 
 

@@ -12,6 +12,7 @@ from fedsim.datasets.load import Blobs
 from fedsim.experiments.central import central
 from fedsim.experiments.recipes.private_signs import excess, figure, private_signs, slopes
 from fedsim.experiments.recipes.private_utility import beside_central, private_utility
+from fedsim.runner import run
 from fedsim.strategies import HeavyBall
 
 
@@ -43,6 +44,15 @@ def test_one_client_is_as_accurate_as_central_training_by_opacus():
     alone = table[table.clients == "1"]
     assert (alone.accuracy - alone.central).abs().max() < 0.05
     assert (table.accuracy > 0.5).all()
+
+
+def test_the_baseline_has_the_l2_of_the_task():
+    """With so large a term that it shows, more than the noise of ten seeds does."""
+    base = small(private_utility(reduced=True), clients=1).base
+    base = replace(base, task=replace(base.task, l2=0.2))
+    runs = [replace(base, seed=seed) for seed in range(10)]
+    theirs, ours = np.mean([(central(e), run(e).accuracy) for e in runs], axis=0)
+    assert theirs == pytest.approx(ours, abs=0.03)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,11 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import replace
+from math import nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,11 +26,12 @@ from fedsim.experiments.load import load
 from fedsim.experiments.report import MAIN, report
 from fedsim.experiments.resolve import resolve_study
 from fedsim.experiments.results import Results
-from fedsim.experiments.sections import bytes_a_coordinate, robustness
+from fedsim.experiments.sections import Figure, bytes_a_coordinate, robustness, surface
 from fedsim.experiments.study import Score, Study, axes
 from fedsim.experiments.sweep import Sweep
 from fedsim.experiments.workers import Job, work
 from fedsim.privacy import ExampleDP, MessageDP
+from fedsim.spec import Experiment
 from fedsim.strategies import ByzClip21SGD2M, Krum, Mean
 
 TABLE = {
@@ -98,6 +102,42 @@ def test_the_table_is_the_mean_over_seeds(folder: Path) -> None:
     assert tex.count(r"\\") == 17
 
 
+PAPER = (
+    {"rule": "Median", "attack": "weak", "split.alpha": "0.10", "accuracy": 0.5},
+    {"rule": "Median", "attack": "loud", "split.alpha": "0.10", "accuracy": 0.4},
+    {"rule": "Mean", "attack": "weak", "split.alpha": "0.10", "accuracy": 0.3},
+    {"rule": "Mean", "attack": "loud", "split.alpha": "0.10", "accuracy": 0.2},
+)
+
+
+@pytest.mark.parametrize(
+    ("along", "expected"),
+    [
+        ({"rule": ["Median", "Mean"], "attack": {"weak": "IPM(0.1)"}, "split.alpha": [0.1]}, [50, 30]),
+        ({"rule": ["Median"], "attack": {"weak": "IPM(0.1)"}, "split.alpha": [0.1, 10]}, [50, nan]),
+        ({"rule": ["Median", "Mean"], "attack": {"weak": "IPM(0.1)"}, "split.alpha": [10]}, [nan, nan]),
+        ({"rule": ["Median"], "attack": {"weak": "IPM(0.1)"}, "split.alpha": [0.1]}, [50]),
+        ({"rule": ["Median"], "attack": {"strange": "IPM(0.1)"}, "split.alpha": [0.1]}, [nan]),
+        ({"rule": ["Median", "Mean"], "split.alpha": [0.1]}, [nan, nan]),
+    ],
+)
+def test_a_published_number_stands_beside_its_own_setting_alone(
+    along: dict[str, Any], expected: list[float], tmp_path: Path
+) -> None:
+    """Also where an axis has one value left, by choice or because a sweep is under way."""
+    base = replace(SMALL, split=Dirichlet(0.1))
+    Sweep(tmp_path, crew=inline)(Study(base, axes(along), reported=PAPER))
+    table = Results.of(tmp_path).table()
+    assert table["reported"].tolist() == pytest.approx(expected, nan_ok=True)
+    assert (table["accuracy"] - table["difference"]).tolist() == pytest.approx(expected, nan_ok=True)
+
+
+def test_two_published_numbers_for_one_setting_are_none(tmp_path: Path) -> None:
+    lines = ({"rule": "Median", "accuracy": 0.5}, {"rule": "Median", "accuracy": 0.6})
+    Sweep(tmp_path, crew=inline)(Study(SMALL, axes({"rule": ["Median", "Mean"]}), reported=lines))
+    assert Results.of(tmp_path).table()["reported"].isna().all()
+
+
 def test_the_worst_case_is_over_attacks(folder: Path) -> None:
     """The map f x heterogeneity holds, for each cell, the lower of its two attacks."""
     page = (folder / "report" / "index.html").read_text()
@@ -110,8 +150,32 @@ def test_the_worst_case_is_over_attacks(folder: Path) -> None:
         part.groupby(["byzantine", "split.alpha", "attack"])["accuracy"].mean().groupby(level=[0, 1]).min()
     )
     svg = (folder / "report" / "f-split-0.svg").read_text()
-    printed = re.findall(r">(\d+\.\d)</text>", svg)
-    assert sorted(printed[-4:]) == sorted(f"{100 * value:.1f}" for value in worst)
+    shown = re.findall(r">(\d+\.\d)</text>", svg)
+    assert sorted(shown[-4:]) == sorted(f"{100 * value:.1f}" for value in worst)
+
+
+def printed(figure: Figure) -> Counter[tuple[str, str]]:
+    """The numbers on the maps of a figure, with the part that each is in."""
+    parts = ((name, axes) for name, plot in figure.plots.items() for axes in plot.figure.axes)
+    return Counter((name, text.get_text()) for name, axes in parts for text in axes.texts)
+
+
+def test_no_worst_case_where_a_run_is_missing(folder: Path, tmp_path: Path) -> None:
+    """On either map the cell stays empty, whether the lost run was the worst or not."""
+    whole = robustness(Results.of(folder))
+    final = Results.of(folder).final
+    here = final[(final["byzantine"] == 2) & (final["split.alpha"] == 0.1) & (final["rule"] == "Median")]
+    for attack, runs in here.groupby("attack"):
+        copy = tmp_path / str(attack)
+        shutil.copytree(folder, copy)
+        for name in runs["experiment"]:
+            shutil.rmtree(copy / name)
+        section = robustness(Results.of(copy))
+        assert whole is not None
+        assert section is not None
+        for before, after, lost in zip(whole.figures, section.figures, (2, 1), strict=True):
+            assert (printed(before) - printed(after)).total() == lost
+            assert not printed(after) - printed(before)
 
 
 def test_every_figure_names_its_experiments_and_its_command(folder: Path) -> None:
@@ -185,18 +249,69 @@ def test_privacy_robustness_and_heterogeneity_in_one_figure(tmp_path: Path) -> N
     assert "What holds under all at once" in report(tmp_path, small=True).read_text()
     final = Results.of(tmp_path).final
     worst = 100 * final.groupby(["privacy.epsilon", "byzantine", "split.alpha"])["accuracy"].min()
-    printed = re.findall(r">(\d+)</text>", (tmp_path / "report" / "surface.svg").read_text())
+    shown = re.findall(r">(\d+)</text>", (tmp_path / "report" / "surface.svg").read_text())
     values = [f"{value:.0f}" for value in worst]
-    assert all(printed.count(value) >= values.count(value) for value in values)
+    assert all(shown.count(value) >= values.count(value) for value in values)
+    whole = surface(Results.of(tmp_path))
+    shutil.rmtree(tmp_path / final["experiment"].iloc[0])
+    short = surface(Results.of(tmp_path))
+    assert whole is not None
+    assert short is not None
+    before, after = printed(whole.figures[0]), printed(short.figures[0])
+    assert (before.total(), after.total()) == (len(values), len(values) - 1)
+    assert not after - before
+
+
+def singly(folder: Path, *experiments: Experiment) -> None:
+    """Records of runs that no sweep made."""
+    for experiment in experiments:
+        work(Job(experiment, folder / experiment.fingerprint), lambda word: None)
 
 
 def test_a_report_on_single_runs(tmp_path: Path) -> None:
-    for number, lr in enumerate((0.1, 0.2)):
-        experiment = replace(SMALL, method=replace(SMALL.method, lr=lr))
-        work(Job(experiment, tmp_path / str(number)), lambda word: None)
+    singly(tmp_path, *(replace(SMALL, method=replace(SMALL.method, lr=lr)) for lr in (0.1, 0.2)))
     done = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert done.exit_code == 0, done.stderr
     assert "HeavyBall(lr=0.2)" in (tmp_path / "report" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("dealt", ("all", "honest")),
+        ("attacked", ("message", "memory")),
+        ("knowledge", (("own", "honest"), ("own", "honest", "rule"))),
+        ("evaluate_every", (2, 4)),
+    ],
+)
+def test_single_runs_that_differ_in_more_than_their_seed_are_not_averaged(
+    field: str, values: tuple[Any, Any], tmp_path: Path
+) -> None:
+    base = replace(SMALL, method=ByzClip21SGD2M(lr=0.5, tau=1.0))
+    singly(tmp_path, *(replace(base, **{field: value, "seed": seed}) for value in values for seed in (0, 1)))
+    results = Results.of(tmp_path)
+    assert results.axes == (field,)
+    assert results.table()["seeds"].tolist() == [2, 2]
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> None:
+    Sweep(tmp_path / "sweep", crew=inline)(Study(SMALL, axes({"rule": ["Median"], "seed": [0, 1, 2]})))
+    singly(tmp_path / "single", *(replace(SMALL, seed=seed) for seed in (0, 1, 2)))
+    for folder in (tmp_path / "sweep", tmp_path / "single"):
+        last = Results.of(folder).final["accuracy"]
+        (row,) = Results.of(folder).table().to_dict("records")
+        assert (row["accuracy"], row["std"]) == pytest.approx((100 * last.mean(), 100 * last.std()))
+        assert row["seeds"] == 3
+        report(folder)
+        assert len(pd.read_csv(folder / "report" / "table.csv")) == 1
+
+
+def test_seeds_are_counted_not_runs(tmp_path: Path) -> None:
+    Sweep(tmp_path, crew=inline)(Study(SMALL, axes({"rule": ["Mean", "Median"], "seed": [0, 1]})))
+    results = Results.of(tmp_path)
+    again = results.frame.assign(experiment=results.frame["experiment"] + "again")
+    twice = replace(results, runs=(), frame=pd.concat([results.frame, again], ignore_index=True))
+    assert twice.table()["seeds"].tolist() == [2, 2]
 
 
 def test_a_report_names_damaged_records_and_leaves_them_out(tmp_path: Path) -> None:
@@ -225,9 +340,18 @@ def test_a_report_on_nothing(tmp_path: Path) -> None:
         report(tmp_path)
 
 
-@pytest.mark.parametrize(("score", "expected"), [("final", 0.5), ("best", 0.9), ("last 5", 0.64)])
-def test_a_study_says_which_accuracy_counts(score: Score, expected: float, tmp_path: Path) -> None:
-    """In the frame, in the table and on the map."""
+@pytest.mark.parametrize(
+    ("score", "expected", "words"),
+    [
+        ("final", 0.5, "that at the end of a run"),
+        ("best", 0.9, "the best of a run"),
+        ("last 5", 0.64, "the mean of a run&#x27;s last five evaluations"),
+    ],
+)
+def test_a_study_says_which_accuracy_counts(
+    score: Score, expected: float, words: str, tmp_path: Path
+) -> None:
+    """In the frame, in the table and on the map; and the page says so above both."""
     Sweep(tmp_path, crew=inline)(
         Study(SMALL, axes({"rule": ["Mean", "Krum"], "attack": ["ALIE", "IPM(10)"]}), score=score)
     )
@@ -244,6 +368,9 @@ def test_a_study_says_which_accuracy_counts(score: Score, expected: float, tmp_p
     assert section is not None
     (shown,) = section.figures[0].plots.values()
     assert {text.get_text() for text in shown.figure.axes[0].texts} == {f"{100 * expected:.1f}"}
+    page = report(tmp_path).read_text()
+    assert f"<p>In %, {words}: mean" in page
+    assert f"Test accuracy in %, {words}." in page
 
 
 def test_a_run_under_way_is_in_no_table(tmp_path: Path) -> None:
