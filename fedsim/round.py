@@ -134,12 +134,9 @@ def finish(fed: Federation, server: Server, rows: Tensor, ids: Ids, round: int) 
     generator = torch.Generator(fed.device).manual_seed(seed)
     if received is not None:
         models = experiment.rule.each(seen, assumed, received, generator=generator)
-        x = server.x.index_copy(
-            0, torch.from_numpy(ids).to(fed.device), models
-        )  # the others stay where they are
-        return Server(method.update(state, x, round), None, memory), Seen(
-            seen, honest, models[:honest].mean(0)
-        )
+        there = torch.from_numpy(ids).to(fed.device)  # the others stay where they are
+        after = method.update(state, server.x.index_copy(0, there, models), round)
+        return Server(after, None, memory), Seen(seen, honest, models[:honest].mean(0))
     aggregate = experiment.rule(seen, assumed, previous=server.previous, generator=generator)
     aggregate = fed.published(aggregate, len(ids) if fed.pooled else len(seen), round)
     return Server(method.update(state, aggregate, round), aggregate, memory), Seen(seen, honest, aggregate)

@@ -23,10 +23,8 @@ class Noisy(TwoHookRule):
     random = True
 
     def answer(self, mixed: Mixed, f: int) -> Tensor:
-        width, short = (
-            mixed.rows.cached,
-            mixed.rows.short,
-        )  # of the rows alone: the noise is that of a place in them
+        # these depend on the rows alone, not on threads: so does the noise at a place
+        width, short = mixed.rows.cached, mixed.rows.short
 
         def drawn(block: Tensor, start: int) -> Tensor:
             generator = Generator(block.device).manual_seed(mixed.seed + start)
