@@ -41,11 +41,18 @@ def weighted_clip(each: Tensor, weight: Tensor, clip: Clip, model: nn.Module) ->
 
     One that is not finite, which no factor bounds, counts as zero.
     """
-    each = each.where(each.isfinite().all(1, keepdim=True), 0)
-    parts = each.split(layer_sizes(model), 1) if clip.by_layer else (each,)
-    squares = torch.stack([norms(part).square() for part in parts])
+    sizes = layer_sizes(model) if clip.by_layer else [each.shape[1]]
+    squares = _squares(each, sizes)
+    if not squares.isfinite().all():
+        each = each.where(each.isfinite().all(1, keepdim=True), 0)
+        squares = _squares(each, sizes)
     weights = clip.weights(squares.unsqueeze(1), weight.unsqueeze(0)).squeeze(1)
-    return torch.cat([w @ part for w, part in zip(weights, parts, strict=True)])
+    return torch.cat([w @ part for w, part in zip(weights, each.split(sizes, 1), strict=True)])
+
+
+def _squares(each: Tensor, sizes: list[int]) -> Tensor:
+    """Squared norms (L, b) of parts of the gradients (b, d)."""
+    return torch.stack([norms(part).square() for part in each.split(sizes, 1)])
 
 
 def _per_example(model: nn.Module, x: Tensor, batch: Batch) -> Tensor:
@@ -69,10 +76,12 @@ def _per_example(model: nn.Module, x: Tensor, batch: Batch) -> Tensor:
         torch.autograd.backward(F.cross_entropy(sampled(batch.x), batch.y, reduction="sum"))
     named = list(model.named_parameters())
     each = [_of_weight(p, len(batch.y)) for _, p in named]
-    rounding = 1e-6 * sum(float(rows.norm(dim=1).sum()) for rows in each)
-    for (name, p), rows in zip(named, each, strict=True):  # autograd has their sum as well
+    lengths = [float(rows.norm(dim=1).sum()) for rows in each]
+    for (name, p), rows, length in zip(named, each, lengths, strict=True):  # autograd has their sum as well
         total = torch.zeros_like(p) if p.grad is None else p.grad
-        if (rows.sum(0) - total.flatten()).norm() > 1e-3 * rows.norm(dim=1).sum() + rounding:
+        if (rows.sum(0) - total.flatten()).norm() > 1e-3 * length + 1e-6 * sum(
+            lengths
+        ):  # of 0 there is rounding
             raise Invalid(f"model: {name} is read outside of its layer, where Opacus does not see it")
     return torch.cat(each, 1)
 
