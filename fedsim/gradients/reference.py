@@ -77,11 +77,10 @@ def _per_example(model: nn.Module, x: Tensor, batch: Batch) -> Tensor:
     named = list(model.named_parameters())
     each = [_of_weight(p, len(batch.y)) for _, p in named]
     lengths = [float(rows.norm(dim=1).sum()) for rows in each]
+    rounding = 1e-6 * sum(lengths)  # what is left of a gradient that is zero
     for (name, p), rows, length in zip(named, each, lengths, strict=True):  # autograd has their sum as well
         total = torch.zeros_like(p) if p.grad is None else p.grad
-        if (rows.sum(0) - total.flatten()).norm() > 1e-3 * length + 1e-6 * sum(
-            lengths
-        ):  # of 0 there is rounding
+        if (rows.sum(0) - total.flatten()).norm() > 1e-3 * length + rounding:
             raise Invalid(f"model: {name} is read outside of its layer, where Opacus does not see it")
     return torch.cat(each, 1)
 
