@@ -27,7 +27,7 @@ FAR = -64  # a factor at which a server that clips or squashes messages would sh
 
 @runtime_checkable
 class TwoHooks(Protocol):
-    """A rule that tells its weights (fedsim.strategies.base)."""
+    """A rule that tells its weights (fedsim.strategies.kernels.base)."""
 
     @property
     def linear(self) -> bool: ...

@@ -14,8 +14,8 @@ import pandas as pd
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from fedsim import catalog
 from fedsim.check import Component
+from fedsim.config import catalog
 from fedsim.experiments import recipes
 from fedsim.experiments.load import expression
 from fedsim.experiments.recipes.median_mean import toy

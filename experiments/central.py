@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fedsim.batches import Poisson
 from fedsim.check import Invalid
 from fedsim.federation import Federation
-from fedsim.flat import flatten
+from fedsim.layout import flatten
 from fedsim.privacy import ExampleDP
 from fedsim.schedule import rate
 from fedsim.spec import Experiment

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from fedsim import codec
 from fedsim.check import Component, Invalid
+from fedsim.config import codec
 from fedsim.record import Metrics, Record, read_manifest
 from fedsim.spec import Experiment
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim import catalog, codec
 from fedsim.check import Invalid, nearest
-from fedsim.codec import read_toml
+from fedsim.config import catalog, codec
+from fedsim.config.codec import read_toml
 from fedsim.experiments import recipes
 from fedsim.experiments.comparison import Comparison
 from fedsim.experiments.study import Study, axis, from_table

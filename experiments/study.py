@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fedsim import codec
 from fedsim.check import Chance, Component, Count, Invalid, Natural, nearest
+from fedsim.config import codec
 from fedsim.spec import Experiment
 
 Score = Literal["final", "best", "last 5"]

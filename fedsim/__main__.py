@@ -1,5 +1,5 @@
 """`python -m fedsim` is `fedsim`."""
 
-from fedsim.cli import app
+from fedsim.cli.app import app
 
 app(prog_name="fedsim")

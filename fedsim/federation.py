@@ -13,12 +13,12 @@ from torch import Tensor
 from fedsim.check import Invalid
 from fedsim.gradients import ClientGradients, require_certain
 from fedsim.keys import SHARED, Keys, torch_seed
-from fedsim.ledger import Ledger
-from fedsim.plan import Plan
-from fedsim.privacy import CLIP, ExampleDP, MessageDP, Quantile
+from fedsim.machine.mapped import Space
+from fedsim.machine.threads import each
+from fedsim.privacy import CLIP, ExampleDP, MessageDP, Privacy, Quantile
+from fedsim.privacy.ledger import Ledger
+from fedsim.privacy.plan import Plan, histories
 from fedsim.spec import Experiment
-from fedsim.spill import Space
-from fedsim.threads import each
 from fedsim.types import Batch, Dataset, Examples, Method, Split, State
 
 Ids = NDArray[np.int64]
@@ -220,8 +220,22 @@ class Federation:
         experiment = self.experiment
         if experiment.privacy is None:
             return None
-        cohorts = map(self.cohort, range(experiment.rounds))
-        return Ledger.open(experiment.privacy, Plan.of(experiment, cohorts, self.sizes, self.x0.numel()))
+        return Ledger.open(experiment.privacy, self._plan(experiment.privacy))
+
+    def _plan(self, privacy: Privacy) -> Plan:
+        """Who takes part in which rounds, and how many examples clients hold."""
+        experiment, h, held = self.experiment, self.experiment.honest, self.sizes[self.sizes > 0]
+        paid = [privacy.payers(self.cohort(round), h) for round in range(experiment.rounds)]
+        return Plan(
+            rounds=histories(paid, h, privacy.counts_rounds(experiment.batches)),
+            steps=experiment.method.steps,
+            batches=experiment.batches,
+            smallest=int(held.min()),
+            clients=h,
+            active=experiment.active / experiment.clients,
+            parameters=self.x0.numel(),
+            others=experiment.batches.unlike(held),
+        )
 
     def deviation(self, round: int, ids: Ids) -> Tensor:
         """Standard deviation of the noise of clients `ids` (k,): multiplier times sensitivity, over the clip."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 
 from fedsim.check import Invalid
+from fedsim.machine.files import write_whole, writing
 from fedsim.spec import Experiment
 
 Metrics = dict[str, Any]
@@ -144,34 +143,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Invalid(f"{path}: not the manifest of a run ({error}); {ANEW}") from None
     return manifest
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turns what goes wrong while writing (a full disk, a read-only folder) into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise Invalid(f"out = {folder}: cannot be written ({error.strerror or error})") from None
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file so that it holds the old content or the new one, whenever the process or the machine dies."""
-    beside = path.with_name(path.name + ".new")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # what the new file takes the place of may be overwritten from here on
-        finally:
-            os.close(folder)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _flush(path: Path) -> None:

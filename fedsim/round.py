@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedsim.check import Invalid
 from fedsim.federation import Federation, Ids
-from fedsim.flat import clip_
 from fedsim.gradients import one_client
+from fedsim.layout import clip_
 from fedsim.mechanism import Mechanism
 from fedsim.types import Batch, State, Target, View
 

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fedsim import engines, heap
+from fedsim import engines
 from fedsim.check import Invalid
 from fedsim.federation import Federation
-from fedsim.flat import unflatten
-from fedsim.ledger import Ledger
+from fedsim.layout import unflatten
+from fedsim.machine import malloc as heap
+from fedsim.machine.mapped import Space
+from fedsim.privacy.ledger import Ledger
 from fedsim.record import Metrics, Record
 from fedsim.round import Seen, Server, attempt
 from fedsim.spec import Experiment
-from fedsim.spill import Space
 from fedsim.states import States
 from fedsim.task import evaluate
 from fedsim.types import Dataset

@@ -13,7 +13,7 @@ import tomli_w
 
 from fedsim.batches import Batches, Full
 from fedsim.check import Component, Count, Invalid, Natural
-from fedsim.codec import decode, encode, read_toml
+from fedsim.config.codec import decode, encode, read_toml
 from fedsim.privacy import Privacy
 from fedsim.task import Task
 from fedsim.types import Attack, Knowledge, Method, Rule, Split

@@ -10,8 +10,8 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from fedsim.check import Component, NonNegative
-from fedsim.flat import flatten, unflatten
 from fedsim.keys import Keys, torch_seed
+from fedsim.layout import flatten, unflatten
 from fedsim.types import Data, Dataset, Examples, Model
 
 __all__ = ["Task"]

@@ -1,22 +1,22 @@
 """Robust aggregation: rules and mixers on rows (n, d), and the methods that use them."""
 
-from fedsim.strategies.adam import Adam
-from fedsim.strategies.base import Chain
-from fedsim.strategies.clip21 import ByzClip21SGD2M, ByzClip21SGD2MPlus, Clip21SGD2M
-from fedsim.strategies.coordinate import MeanAroundMedian, Median, Phocas, TrimmedMean
-from fedsim.strategies.diameter import MDA
-from fedsim.strategies.dshb import ByzClipSGD, SafeDSHB
-from fedsim.strategies.geometric import RFA, CenteredClipping, GeometricMedian
-from fedsim.strategies.krum import Bulyan, Krum, MultiKrum
-from fedsim.strategies.mixers import ARC, Bucketing, Clipping
-from fedsim.strategies.monna import MoNNA
-from fedsim.strategies.neighbours import NNA, NNM
-from fedsim.strategies.noisy import NoisyMajorityVote, NoisyMedian
-from fedsim.strategies.sgd import FedAvg, FedSGD, HeavyBall
-from fedsim.strategies.sign import MajorityVote
-from fedsim.strategies.signsgd import SignSGD, Signum
-from fedsim.strategies.spectral import CAF, SMEA
-from fedsim.strategies.weighted import CGE, FLTrust, Mean
+from fedsim.strategies.kernels.base import Chain
+from fedsim.strategies.methods.adam import Adam
+from fedsim.strategies.methods.clip21 import ByzClip21SGD2M, ByzClip21SGD2MPlus, Clip21SGD2M
+from fedsim.strategies.methods.dshb import ByzClipSGD, SafeDSHB
+from fedsim.strategies.methods.monna import MoNNA
+from fedsim.strategies.methods.sgd import FedAvg, FedSGD, HeavyBall
+from fedsim.strategies.methods.signsgd import SignSGD, Signum
+from fedsim.strategies.rules.coordinate import MeanAroundMedian, Median, Phocas, TrimmedMean
+from fedsim.strategies.rules.diameter import MDA
+from fedsim.strategies.rules.geometric import RFA, CenteredClipping, GeometricMedian
+from fedsim.strategies.rules.krum import Bulyan, Krum, MultiKrum
+from fedsim.strategies.rules.mixers import ARC, Bucketing, Clipping
+from fedsim.strategies.rules.neighbours import NNA, NNM
+from fedsim.strategies.rules.noisy import NoisyMajorityVote, NoisyMedian
+from fedsim.strategies.rules.sign import MajorityVote
+from fedsim.strategies.rules.spectral import CAF, SMEA
+from fedsim.strategies.rules.weighted import CGE, FLTrust, Mean
 
 __all__ = [
     "ARC",

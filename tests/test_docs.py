@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedsim import catalog
-from fedsim.cli import app
+from fedsim.cli.app import app
+from fedsim.config import catalog
 from fedsim.experiments import recipes
 from fedsim.experiments.study import Study
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("strategies", "attacks", "datasets", "experiments")
 
 # Modules by prefix -> prefixes that they may import from fedsim; the first row that fits decides.
-LEVEL0 = (
-    "fedsim.types",
-    "fedsim.check",
-    "fedsim.keys",
-    "fedsim.flat",
-    "fedsim.threads",
-    "fedsim.heap",
-    "fedsim.spill",
-    "fedsim.schedule",
-)
-CORE = (*LEVEL0, "fedsim.catalog", "fedsim.codec", "fedsim.accounting", "fedsim.batches",
-        "fedsim.plan", "fedsim.privacy", "fedsim.ledger", "fedsim.models", "fedsim.gradients", "fedsim.task",
-        "fedsim.spec")  # fmt: skip
+MACHINE = ("fedsim.check", "fedsim.machine")
+NOUNS = (*MACHINE, "fedsim.types", "fedsim.keys", "fedsim.layout", "fedsim.schedule")
+PARTS = (*NOUNS, "fedsim.accounting", "fedsim.batches", "fedsim.config", "fedsim.gradients", "fedsim.models")
+CORE = (*PARTS, "fedsim.privacy", "fedsim.task", "fedsim.spec")
 RUNTIME = (
     *CORE,
     "fedsim.federation",
@@ -35,25 +27,28 @@ RUNTIME = (
     "fedsim.record",
     "fedsim.states",
     "fedsim.runner",
-    "fedsim.progress",
 )
 ALLOWED = {
-    **dict.fromkeys(LEVEL0, LEVEL0),
+    **dict.fromkeys(MACHINE, MACHINE),
+    **dict.fromkeys(NOUNS, NOUNS),
     "fedsim.strategies.flower": (*RUNTIME, "fedsim.strategies", "fedsim.flower"),
+    "fedsim.strategies.kernels": (*NOUNS, "fedsim.strategies.kernels"),
+    "fedsim.strategies.rules": (*NOUNS, "fedsim.strategies.kernels", "fedsim.strategies.rules"),
+    "fedsim.strategies.methods": (*NOUNS, "fedsim.strategies.methods"),
+    "fedsim.strategies": (*NOUNS, "fedsim.strategies"),
     "fedsim.attacks.flower": (*RUNTIME, "fedsim.attacks", "fedsim.flower"),
-    "fedsim.strategies": (*LEVEL0, "fedsim.strategies"),
-    "fedsim.attacks": (*LEVEL0, "fedsim.attacks"),
-    "fedsim.datasets": (*LEVEL0, "fedsim.datasets"),
-    "fedsim.models": (*LEVEL0, "fedsim.models"),
-    "fedsim.gradients": (*LEVEL0, "fedsim.gradients"),
+    "fedsim.attacks": (*NOUNS, "fedsim.attacks"),
+    "fedsim.datasets": (*NOUNS, "fedsim.datasets"),
+    "fedsim.models": (*NOUNS, "fedsim.models"),
+    "fedsim.gradients": (*NOUNS, "fedsim.gradients"),
     **dict.fromkeys(CORE, CORE),
     "fedsim.engines.grid": (*RUNTIME, "fedsim.flower"),
     "fedsim.engines.ray": (*RUNTIME, "fedsim.flower"),
     "fedsim.experiments": ("fedsim",),
     "fedsim.__main__": ("fedsim.cli",),
-    "fedsim.cli": (*RUNTIME, "fedsim.experiments", "fedsim.cli", "fedsim.deploy.cli", "fedsim.guard"),
+    "fedsim.cli": (*RUNTIME, "fedsim.datasets", "fedsim.experiments", "fedsim.cli", "fedsim.deploy.cli"),
     "fedsim.flower": (*RUNTIME, "fedsim.flower"),
-    "fedsim.deploy": (*RUNTIME, "fedsim.flower", "fedsim.deploy", "fedsim.experiments", "fedsim.guard"),
+    "fedsim.deploy": (*RUNTIME, "fedsim.flower", "fedsim.deploy", "fedsim.experiments", "fedsim.cli"),
     "fedsim": RUNTIME,
 }
 OUTSIDE = {
@@ -63,7 +58,7 @@ OUTSIDE = {
         "fedsim.strategies.flower",
         "fedsim.attacks.flower",
         "fedsim.engines.ray",
-        "fedsim.experiments.peers",
+        "fedsim.experiments.bench.peers",
     ),
     "ray": ("fedsim.engines", "fedsim.experiments"),
     "opacus": ("fedsim.accounting", "fedsim.privacy", "fedsim.gradients.reference", "fedsim.experiments"),
@@ -111,6 +106,21 @@ def test_imports_point_one_way(module: str) -> None:
                 assert within(module, homes), f"{module} imports {name}"
 
 
+def test_no_circle() -> None:
+    """Imports inside functions count too; what stands under TYPE_CHECKING is read by type checkers as well."""
+    known = modules()
+    edges = {
+        name: {m for m in (owner(i, known) for i in imports(file)) if m and m != name}
+        for name, file in known.items()
+    }
+    TopologicalSorter(edges).prepare()  # raises CycleError, which names one
+
+
+def owner(name: str, known: dict[str, Path]) -> str | None:
+    """The module that an import reads: itself, or the one that its last part is a name of."""
+    return name if name in known else parent if (parent := name.rpartition(".")[0]) in known else None
+
+
 def fresh(code: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
@@ -145,7 +155,7 @@ def one(*arguments):
     print(time.process_time(), *sys.modules, flush=True)
     os._exit(0)
 runner._advance = one
-from fedsim.cli import app
+from fedsim.cli.app import app
 app(["run", {recipe!r}, "--alone", "--json", "--out", {str(tmp_path)!r}])
 """
     seconds, *loaded = fresh(code).split()
@@ -156,7 +166,7 @@ app(["run", {recipe!r}, "--alone", "--json", "--out", {str(tmp_path)!r}])
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_loads_nothing_heavy(option: str) -> None:
-    code = "import sys\nfrom typer.testing import CliRunner\nfrom fedsim.cli import app\n"
+    code = "import sys\nfrom typer.testing import CliRunner\nfrom fedsim.cli.app import app\n"
     code += f"assert CliRunner().invoke(app, ['{option}']).exit_code == 0\nprint(*sys.modules)"
     assert not {"torch", "flwr", "opacus", "pandas", "numpy"} & set(fresh(code).split())
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from typer.main import get_command
 
-from fedsim import catalog
-from fedsim.cli import app
+from fedsim.cli.app import app
+from fedsim.config import catalog
 from fedsim.experiments import recipes
 
 ROOT = Path(__file__).resolve().parents[1]

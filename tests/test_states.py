@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_record import PRIVATE, frames_match, stop_at
 
 from fedsim import Invalid, run
-from fedsim.spill import Space
+from fedsim.machine.mapped import Space
 from fedsim.states import RowFile, States
 from fedsim.types import State
 

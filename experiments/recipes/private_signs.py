@@ -25,7 +25,7 @@ from fedsim.types import Dataset
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fedsim.experiments.plots import Plot
+    from fedsim.experiments.report.plots import Plot
 
 METHODS = {"DP-SGD": "FedSGD(lr=0.05)", "DP-SignSGD": "SignSGD(lr=0.004)"}
 EXPECTED = {"DP-SGD": -2, "DP-SignSGD": -1}
@@ -89,7 +89,7 @@ def slopes(table: pd.DataFrame, over: str = "mu") -> dict[str, float]:
 
 def figure(table: pd.DataFrame) -> Plot:
     """The excess loss over epsilon in log-log, with the slopes that were found."""
-    from fedsim.experiments.plots import Plot, canvas, inked, look
+    from fedsim.experiments.report.plots import Plot, canvas, inked, look
 
     found, accounted = slopes(table), slopes(table, "epsilon")
     with inked():

@@ -24,7 +24,8 @@ from fedsim.federation import Federation
 from fedsim.flower.client import Host, Simulated, federation_of, respond
 from fedsim.flower.order import OWN_DATA
 from fedsim.flower.remote import Remote, Wire, discover
-from fedsim.record import Record, write_whole
+from fedsim.machine.files import write_whole
+from fedsim.record import Record
 from fedsim.runner import Result, drive
 from fedsim.spec import Experiment
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
-from fedsim.guard import guarded
+from fedsim.cli.guard import guarded
 
 if TYPE_CHECKING:
     from fedsim.flower.payload import Payload as Number

@@ -18,7 +18,7 @@ from fedsim.federation import Federation, Ids
 from fedsim.flower.memory import Memory
 from fedsim.flower.order import Order
 from fedsim.keys import Keys
-from fedsim.record import write_whole
+from fedsim.machine.files import write_whole
 from fedsim.spec import Experiment
 from fedsim.types import Dataset, Examples
 

@@ -18,7 +18,7 @@ from typing import IO
 from fedsim.check import Invalid
 from fedsim.deploy import fork
 from fedsim.deploy.site import Site, Uplink
-from fedsim.record import write_whole
+from fedsim.machine.files import write_whole
 
 BIN = Path(sys.executable).parent
 NODES = "nodes.json"

@@ -15,8 +15,8 @@ from fedsim.accounting import ACCOUNTANTS, Release
 from fedsim.check import Invalid
 from fedsim.federation import Federation
 from fedsim.flower.order import Order
-from fedsim.ledger import Ledger
-from fedsim.record import write_whole
+from fedsim.machine.files import write_whole
+from fedsim.privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fedsim.federation import Federation, Ids
-from fedsim.flat import clip_, clip_factor
 from fedsim.gradients import one_client
 from fedsim.gradients.batched import Route
+from fedsim.layout import clip_, clip_factor
+from fedsim.machine.threads import each
 from fedsim.mechanism import Mechanism
-from fedsim.threads import each
 from fedsim.types import Batch, Method, State
 
 CACHED = 2**20  # numbers in a group's rows on a CPU: small enough for the caches, large enough for Python

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from fedsim.flat import flatten
 from fedsim.gradients.clip import Clip
 from fedsim.gradients.fallback import Known, Loop, Vmap
 from fedsim.gradients.layers import Ready
 from fedsim.gradients.layerwise import Layerwise
 from fedsim.gradients.reference import one_client, require_independent
+from fedsim.layout import flatten
 from fedsim.types import Batch
 
 

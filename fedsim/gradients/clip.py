@@ -7,7 +7,7 @@ from math import sqrt
 
 from torch import Tensor, nn
 
-from fedsim.flat import clip_factor
+from fedsim.layout import clip_factor
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from fedsim.flat import norms, unflatten
 from fedsim.gradients.clip import Clip
 from fedsim.gradients.reference import one_client, weighted_clip
+from fedsim.layout import norms, unflatten
 from fedsim.types import Batch
 
 

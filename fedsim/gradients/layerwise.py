@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from fedsim.flat import norms
 from fedsim.gradients.clip import Clip
 from fedsim.gradients.layers import Layer, Parameters, Rows
 from fedsim.gradients.products import Conv2d, Linear
 from fedsim.gradients.scales import Embedding, GroupNorm, LayerNorm
+from fedsim.layout import norms
 from fedsim.types import Batch
 
 LAYERS: dict[type[nn.Module], type[Layer]] = {

@@ -12,8 +12,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from fedsim.check import Invalid
-from fedsim.flat import norms, unflatten
 from fedsim.gradients.clip import Clip, layer_sizes
+from fedsim.layout import norms, unflatten
 from fedsim.types import Batch
 
 

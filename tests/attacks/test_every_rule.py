@@ -12,7 +12,7 @@ import torch
 from fedsim import strategies
 from fedsim.attacks import ALIE, Adaptive, WorstCase
 from fedsim.attacks.adaptive import damage
-from fedsim.catalog import names
+from fedsim.config.catalog import names
 from fedsim.types import Attack, Rule, Target, View
 
 

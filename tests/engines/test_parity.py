@@ -117,7 +117,7 @@ def test_vector_equals_loop(case: str) -> None:
 
 
 def test_every_method_is_a_case() -> None:
-    from fedsim import catalog
+    from fedsim.config import catalog
 
     tested = {type(method).__name__ for method, _, _ in CASES.values()}
     assert tested == set(catalog.names("methods"))

@@ -23,10 +23,10 @@ from fedsim.experiments.recipes.sign_votes import (
     wrong_signs,
 )
 from fedsim.experiments.recipes.writers import look_alikes
+from fedsim.experiments.report.results import same
 from fedsim.experiments.resolve import resolve
-from fedsim.experiments.results import same
 from fedsim.experiments.study import Cell, Study
-from fedsim.experiments.tuning import searches
+from fedsim.experiments.sweep.tuning import searches
 from fedsim.strategies import MajorityVote, Mean, Median, NoisyMedian
 from fedsim.types import Dataset, Examples
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedsim.cli import app
+from fedsim.cli.app import app
 from fedsim.experiments.load import load
 
 SET = ["--set", "rounds=3", "--set", "evaluate_every=1", "--set", "task.data=Blobs"]

@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsim.check import Invalid
-from fedsim.cli import app
+from fedsim.cli.app import app
 from fedsim.deploy import check, fork, pki, roles
 from fedsim.deploy.agreement import Agreement
 from fedsim.deploy.site import Link, Site, Uplink, init

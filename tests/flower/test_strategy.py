@@ -13,10 +13,10 @@ from test_robust_strategy import FAULTS, app, good, initial, play
 from fedsim.attacks import ALIE, IPM, LabelFlip
 from fedsim.attacks.flower import Adversary
 from fedsim.check import Invalid
-from fedsim.flat import flatten
 from fedsim.flower.client import Simulated, client_app
 from fedsim.flower.grid import FIRST_NODE, InProcessGrid
 from fedsim.flower.strategy import MethodStrategy
+from fedsim.layout import flatten
 from fedsim.runner import run
 from fedsim.strategies import Median
 from fedsim.strategies.flower import RobustStrategy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedsim.experiments.bench_gradients import WORKLOADS, bench_gradients
+from fedsim.experiments.bench.gradients import WORKLOADS, bench_gradients
 
 
 @pytest.mark.parametrize("name", ["W1", "W5", "logistic"])

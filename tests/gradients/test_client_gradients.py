@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.check import Invalid
-from fedsim.flat import flatten
 from fedsim.gradients import ClientGradients, Clip, one_client
 from fedsim.gradients.fallback import Loop, Vmap
 from fedsim.gradients.layerwise import Layerwise
 from fedsim.gradients.products import Conv2d
+from fedsim.layout import flatten
 from fedsim.models import CNN, MLP, Logistic, ResNet
 from fedsim.types import Batch, Model
 

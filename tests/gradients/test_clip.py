@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from fedsim.flat import flatten, unflatten
 from fedsim.gradients import ClientGradients, Clip, one_client
 from fedsim.gradients.clip import layer_sizes
+from fedsim.layout import flatten, unflatten
 from fedsim.models import MLP
 from fedsim.types import Batch
 

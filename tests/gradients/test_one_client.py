@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.check import Invalid
-from fedsim.flat import flatten
 from fedsim.gradients import ClientGradients, one_client, require_certain
+from fedsim.layout import flatten
 from fedsim.models import CNN, MLP, Logistic
 from fedsim.types import Batch, Model
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from fedsim.strategies.columns import NETWORK, copied, ordered
-from fedsim.strategies.networks import Wanted, exchange, steps
+from fedsim.strategies.kernels.columns import NETWORK, copied, ordered
+from fedsim.strategies.kernels.networks import Wanted, exchange, steps
 
 
 def columns_of(m: int) -> Tensor:

@@ -30,9 +30,9 @@ from fedsim.strategies import (
     NoisyMedian,
     TrimmedMean,
 )
-from fedsim.strategies.base import Stage
-from fedsim.strategies.columns import Rows, gram_of
-from fedsim.strategies.gram import Points
+from fedsim.strategies.kernels.base import Stage
+from fedsim.strategies.kernels.columns import Rows, gram_of
+from fedsim.strategies.kernels.gram import Points
 from fedsim.types import Rule
 
 

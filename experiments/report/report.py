@@ -1,0 +1,220 @@
+"""A report on the records of a folder: one page that needs nothing else, and its figures and table as files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+import pandas as pd
+
+from fedsim.experiments.report import plots, sections
+from fedsim.experiments.report.plots import Plot
+from fedsim.experiments.report.results import Results
+from fedsim.experiments.report.sections import Section
+from fedsim.machine.files import write_whole, writing
+
+MAIN = 4  # figures in a small report
+INKS = {
+    plots.INK: "var(--ink)",
+    plots.MUTED: "var(--muted)",
+    plots.RULE: "var(--rule)",
+    plots.PAPER: "var(--card)",
+}
+
+
+def report(
+    folder: Path,
+    out: Path | None = None,
+    small: bool = False,
+    tell: Callable[[str], object] = lambda line: None,
+) -> Path:
+    """Write OUT, by default FOLDER/report (index.html, figures, tables), and return the page.
+
+    `small` leaves a few figures as SVG beside the page, which has them all: what is worth keeping under version
+    control. Damaged records are left out, which the page says, and `tell` is told. Raises `Invalid` where there are no
+    others.
+    """
+    results = Results.of(folder)
+    for left_out in _damaged(results):
+        tell(left_out)
+    out = out or folder / "report"
+    found = [section for make in sections.ALL if (section := make(results))]
+    content: dict[str, bytes] = {}
+    for plot, title in list(_titled(found))[: MAIN if small else None]:
+        content[f"{plot.name}.svg"] = plot.svg(title).encode()
+        if not small:
+            content[f"{plot.name}.png"] = plot.png(title)
+    table = results.table()
+    content |= {
+        "table.csv": table.to_csv(index=False, float_format="%.8g").encode(),
+        "table.tex": latex(table).encode(),
+    }
+    page = out / "index.html"
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in content.items():
+            (out / name).write_bytes(text)
+        write_whole(page, html(results, found, table, list(content)).encode())
+    return page
+
+
+def _titled(found: Sequence[Section]) -> Iterator[tuple[Plot, str]]:
+    for section in found:
+        for figure in section.figures:
+            for name, plot in figure.plots.items():
+                yield plot, f"{figure.title}: {name}" if name else figure.title
+
+
+def html(results: Results, found: Sequence[Section], table: pd.DataFrame, beside: Sequence[str]) -> str:
+    """The page; `beside` are the names of the files that lie beside it."""
+    template = Template((files("fedsim.experiments.report") / "page.html").read_text())
+    body = [
+        _facts(results),
+        _notes(results),
+        _section_table(table, results.scored),
+        *(_section(s, results, beside) for s in found),
+    ]
+    return template.substitute(
+        title=escape(results.folder.absolute().name),
+        lead="Test accuracy; means over seeds, bands from the lowest to the highest.",
+        body="\n".join(body),
+        footer=f"Made by <code>fedsim report {escape(str(results.folder))}</code> from the records there; "
+        "each record's manifest.json holds its whole definition and the versions in use.",
+    )
+
+
+def _facts(results: Results) -> str:
+    final = results.final
+    facts = {"runs": len(final["experiment"].unique()), "seeds": final["seed"].nunique()}
+    facts |= {axis: final[axis].nunique() for axis in results.axes}
+    items = "".join(f"<li><b>{number}</b><span>{escape(name)}</span></li>" for name, number in facts.items())
+    seconds = final.drop_duplicates("experiment")["seconds"].sum()
+    total = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"
+    return f'<ul class="facts">{items}<li><b>{total}</b><span>of computing</span></li></ul>'
+
+
+def _notes(results: Results) -> str:
+    notes = [str(note) for note in results.study.get("notes", [])]
+    missing = sections.missing(results)
+    if missing:
+        notes.append(f"{missing} of {len(results.study['cells'])} cells have no finished run yet.")
+    notes += _damaged(results)
+    return "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>" if notes else ""
+
+
+def _damaged(results: Results) -> list[str]:
+    return [f"left out: {error}" for error in results.damaged]
+
+
+def _section(section: Section, results: Results, beside: Sequence[str]) -> str:
+    figures = "\n".join(_figure(figure, results, beside) for figure in section.figures)
+    head = f"<h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>"
+    return f'<section>{head}<div class="grid">{figures}</div></section>'
+
+
+def _figure(figure: sections.Figure, results: Results, beside: Sequence[str]) -> str:
+    names = list(figure.plots)
+    choice = ""
+    if len(names) > 1:
+        options = "".join(f"<option>{escape(name)}</option>" for name in names)
+        choice = f'<select aria-label="{escape(figure.title)}: which part">{options}</select>'
+    panels = "".join(f"<div data-panel>{_keys(plot)}{inline(plot)}</div>" for plot in figure.plots.values())
+    prints = ", ".join(dict.fromkeys(figure.experiments))
+    commands = [results.command, f"fedsim report {results.folder}"]
+    command = escape("\n".join(c for c in commands if c))
+    drawn = {plot.name for plot in figure.plots.values()}
+    links = ", ".join(f'<a href="{file}">{file}</a>' for file in beside if Path(file).stem in drawn)
+    return (
+        f"<figure><h3>{escape(figure.title)}</h3>{choice}{panels}<figcaption>{escape(figure.caption)}"
+        f"<details><summary>{len(set(figure.experiments))} experiments, command, files</summary>"
+        f"<pre><code>{command}</code></pre><code>{prints}</code><br>{links}</details>"
+        "</figcaption></figure>"
+    )
+
+
+def _keys(plot: Plot) -> str:
+    keys = [
+        f'<button type="button" aria-pressed="true" data-line="{line}"><i style="background:{colour}"></i>'
+        f"{escape(title)}</button>"
+        for line, title, colour in plot.lines
+    ]
+    return f'<div class="keys">{"".join(keys)}</div>' if len(keys) > 1 else ""
+
+
+def inline(plot: Plot) -> str:
+    """The figure as a part of the page: its inks are the page's, its ids are those of its lines alone."""
+    svg = plot.svg()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r' id="(?!s-|[pmhC][0-9a-f]{8})[^"]*"', "", svg)
+    for ink, variable in INKS.items():
+        svg = svg.replace(ink, variable)
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)  # half the size
+    return re.sub(r"\n\s*", "\n", svg.replace("<svg ", '<svg role="img" ', 1))
+
+
+def _section_table(table: pd.DataFrame, scored: str) -> str:
+    heads = "".join(
+        f'<th tabindex="0" class="{_kind(table[c])}">{escape(str(c))}</th>' for c in table if c != "std"
+    )
+    rows = "\n".join(f"<tr>{''.join(_cells(table, row))}</tr>" for row in range(len(table)))
+    return (
+        f"<section><h2>Accuracy</h2><p>In %, {escape(scored)}: mean ± standard deviation over seeds. A click on "
+        'a head sorts. Also as <a href="table.csv">CSV</a> and <a href="table.tex">LaTeX</a>.</p>'
+        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table></div></section>'
+    )
+
+
+def _cells(table: pd.DataFrame, row: int) -> Iterator[str]:
+    for column in table:
+        if column != "std":
+            value = table[column].iloc[row]
+            kind = _kind(table[column])
+            raw = f' data-v="{value}"' if kind and pd.notna(value) else ""
+            yield f'<td class="{kind}"{raw}>{escape(shown(table, str(column), row))}</td>'
+
+
+def shown(table: pd.DataFrame, column: str, row: int) -> str:
+    """A value as it is printed."""
+    value = table[column].iloc[row]
+    if pd.isna(value):
+        return ""
+    if column == "accuracy":
+        spread = table["std"].iloc[row]
+        return f"{value:.2f}" + (f" ± {spread:.2f}" if pd.notna(spread) else "")
+    if column == "difference":
+        return f"{value:+.2f}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _kind(values: pd.Series) -> str:
+    return "n" if pd.api.types.is_numeric_dtype(values) else ""
+
+
+def latex(table: pd.DataFrame) -> str:
+    """The table for a paper, with booktabs."""
+    columns = [str(c) for c in table if c != "std"]
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
+
+    def safe(text: str) -> str:
+        return "".join(special.get(c, c) for c in text).replace("±", r"$\pm$")
+
+    align = "".join("r" if _kind(table[c]) else "l" for c in columns)
+    rows = [" & ".join(safe(shown(table, c, row)) for c in columns) for row in range(len(table))]
+    lines = [
+        rf"\begin{{tabular}}{{{align}}}",
+        r"\toprule",
+        " & ".join(map(safe, columns)) + r" \\",
+        r"\midrule",
+    ]
+    return "\n".join([*lines, *(rf"{row} \\" for row in rows), r"\bottomrule", r"\end{tabular}", ""])

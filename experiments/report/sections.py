@@ -1,0 +1,282 @@
+"""What a report shows of results: each section where the runs have what it takes, with its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from pickle import UnpicklingError
+
+import pandas as pd
+import torch
+from pandas.api.types import is_numeric_dtype
+
+from fedsim.check import Invalid
+from fedsim.datasets.describe import table
+from fedsim.experiments.load import expression
+from fedsim.experiments.report import plots
+from fedsim.experiments.report.plots import Plot
+from fedsim.experiments.report.results import MANY, Results
+from fedsim.federation import deal
+from fedsim.keys import Keys
+from fedsim.spec import Experiment
+from fedsim.types import Data, Dataset
+
+SPLITS = 6  # at most so many splits are drawn
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure; where it has several parts a reader chooses among them by name."""
+
+    title: str
+    caption: str
+    plots: Mapping[str, Plot]
+    experiments: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    text: str
+    figures: Sequence[Figure]
+
+
+def missing(results: Results) -> int:
+    """Cells of a sweep without a finished run."""
+    cells = [cell["experiment"] for cell in results.study.get("cells", [])]
+    return sum(not (results.folder / name / "model.pt").exists() for name in cells)
+
+
+def rounds(results: Results) -> Section:
+    figures = [_over_rounds(results, "accuracy", "test accuracy, %", "Accuracy")]
+    if results.frame["loss"].notna().any():
+        figures.append(_over_rounds(results, "loss", "test loss", "Loss"))
+    return Section("Over rounds", "Each line is the mean over seeds.", figures)
+
+
+def diagnostics(results: Results) -> Section | None:
+    """How the rule fares against the adversary, round by round."""
+    metrics = {
+        "deviation": ("‖aggregate - honest mean‖", "Distance of the aggregate to the honest mean"),
+        "byzantine_weight": ("weight", "Weight of the Byzantine rows in the aggregate"),
+        "honest_norm": ("‖honest mean‖", "Length of the honest mean"),
+    }
+    known = {
+        m: words for m, words in metrics.items() if m in results.frame and results.frame[m].notna().any()
+    }
+    if not known:
+        return None
+    figures = [_over_rounds(results, metric, label, title) for metric, (label, title) in known.items()]
+    if "weights" in results.frame and results.frame["weights"].notna().any():
+        figures.append(_weights(results))
+    return Section(
+        "Inside the rounds", "What the rule saw and made of it, in the rounds that were evaluated.", figures
+    )
+
+
+def privacy(results: Results) -> Section | None:
+    """Accuracy against epsilon, where runs differ in it."""
+    axis = next((a for a in results.axes if _decides(results, a, "privacy.epsilon")), None)
+    if axis is None or "epsilon" not in results.final or results.final["epsilon"].isna().all():
+        return None
+    line = next((a for a in (results.line_axis, *results.axes) if a and a != axis), None)
+    parts = dict[str, Plot]()
+    for number, (name, last) in enumerate(results.panels((axis, line), results.final)):
+        parts[name] = plots.privacy_utility(f"privacy-{number}", list(results.lines(last, line)))
+    caption = (
+        f"Accuracy is {results.scored}. Epsilon is what the accountant stands behind, at the delta of the run; bars: "
+        "lowest to highest seed."
+    )
+    shown = Figure("Accuracy against epsilon", caption, parts, list(results.final["experiment"]))
+    return Section("Privacy and utility", "What a budget buys.", [shown])
+
+
+def surface(results: Results) -> Section | None:
+    """Privacy, robustness and heterogeneity in one figure, in the worst case over attacks."""
+    f, split = results.axis("byzantine", "f"), results.axis("split")
+    epsilon = next((a for a in results.axes if _decides(results, a, "privacy.epsilon")), None)
+    if f is None or split is None or epsilon is None:
+        return None
+    down = next((a for a in (results.axis("method"), results.axis("rule")) if a), None)
+    over = [axis for axis in results.axes if axis not in (down, f, split, epsilon)]
+    values = {axis: results.final[axis].unique() for axis in (f, split, epsilon)}
+    tables = dict[tuple[str, str], pd.DataFrame]()
+    for title, part in results.lines(results.final, down):
+        cells = _worst(part, [epsilon, f, split], over).unstack(split)
+        for value in values[epsilon]:
+            rows = pd.MultiIndex.from_product([[value], values[f]], names=[epsilon, f])
+            shown = cells.reindex(index=rows, columns=values[split])
+            tables[title, f"epsilon {value}"] = shown.droplevel(epsilon)
+    figure = Figure(
+        f"{f} by {split} by {epsilon}",
+        f"Test accuracy in %, {results.scored}, in the worst case over all other axes.",
+        {"": plots.surface("surface", tables)},
+        list(results.final["experiment"]),
+    )
+    return Section("Privacy, robustness and heterogeneity", "What holds under all at once.", [figure])
+
+
+def robustness(results: Results) -> Section | None:
+    """Heat maps: attack x rule, and f x heterogeneity in the worst case over attacks."""
+    attack, rule = results.axis("attack"), results.axis("rule")
+    f, split = results.axis("byzantine", "f"), results.axis("split")
+    figures = []
+    if attack and (rule or results.axis("method")):
+        rows = rule or results.axis("method")
+        figures.append(_heat(results, "attack-rule", rows, attack, None))
+    if f and split:
+        figures.append(_heat(results, "f-split", f, split, attack))
+    return Section("Robustness", "Mean accuracy in %, over seeds.", figures) if figures else None
+
+
+def cost(results: Results) -> Section:
+    """Accuracy against seconds and bytes that messages and models take on the wire."""
+    final = results.final.assign(megabytes=_megabytes(results))
+    plot = plots.cost("cost", list(results.lines(final, results.line_axis)))
+    caption = (
+        "One point a run. Bytes: in each round the model to each client, 4 bytes a coordinate, and its message back, "
+        "of 4 bytes or, where it is made of signs, of one bit; among peers the message to every other one. Without "
+        "compression and headers. Seconds are those of this machine."
+    )
+    return Section(
+        "Cost",
+        "What an accuracy costs.",
+        [Figure("Accuracy against cost", caption, {"": plot}, list(final["experiment"]))],
+    )
+
+
+def splits(results: Results) -> Section | None:
+    """Who holds what, as far as the data are at hand."""
+    parts, prints = dict[str, Plot](), []
+    for run in results.runs:
+        experiment = run.experiment
+        label = f"{expression(experiment.split)}, {experiment.clients} clients, seed {experiment.seed}"
+        if label in parts or len(parts) == SPLITS:
+            continue
+        try:
+            dataset = _dataset(experiment.task.data)
+            shards = deal(experiment, dataset, Keys(experiment.seed, experiment.clients))
+        except Invalid:
+            continue
+        counts = table(dataset.train.y.numpy(), shards, dataset.classes).drop(columns="examples")
+        parts[label] = plots.split(f"split-{len(parts)}", counts)
+        prints.append(run.record.fingerprint)
+    if not parts:
+        return None
+    caption = "Clients without examples are Byzantine ones who need none."
+    return Section(
+        "Data",
+        "How the training examples are dealt.",
+        [Figure("Examples by client and class", caption, parts, prints)],
+    )
+
+
+ALL: tuple[Callable[[Results], Section | None], ...] = (
+    surface,
+    privacy,
+    robustness,
+    rounds,
+    diagnostics,
+    cost,
+    splits,
+)
+
+
+# ---------------------------------------------------------------- parts
+def _over_rounds(results: Results, metric: str, label: str, title: str) -> Figure:
+    """A metric over rounds; all cells in one figure where they are few, otherwise a part for each setting."""
+    known = results.frame[results.frame[metric].notna()]
+    cells = list(known.groupby(list(results.axes), sort=False)) if results.axes else []
+    parts = dict[str, Plot]()
+    if 0 < len(cells) <= MANY:
+        lines = [(", ".join(map(str, values)), runs) for values, runs in cells]
+        parts[""] = plots.over_rounds(metric, lines, metric, label)
+    else:
+        for number, (name, part) in enumerate(results.panels((results.line_axis,))):
+            shown = part[part[metric].notna()]
+            if len(shown):
+                parts[name] = plots.over_rounds(
+                    f"{metric}-{number}", list(results.lines(shown, results.line_axis)), metric, label
+                )
+    return Figure(title, "", parts, list(known["experiment"].unique()))
+
+
+def _weights(results: Results) -> Figure:
+    """Who was filtered: the weight of each client, a mean over the evaluated rounds and the seeds."""
+    known = results.frame[results.frame["weights"].notna()]
+    counts = {run.record.fingerprint: run.experiment.honest for run in results.runs}
+    parts = dict[str, Plot]()
+    for number, (name, part) in enumerate(results.panels((results.line_axis,))):
+        if len(part := part[part.index.isin(known.index)]):
+            groups = list(results.lines(part, results.line_axis))
+            rows = {title: pd.DataFrame(runs["weights"].tolist()).mean() for title, runs in groups}
+            table = pd.DataFrame(rows).T.rename_axis(results.line_axis)
+            honest = [counts[runs["experiment"].iloc[0]] for _, runs in groups]
+            parts[name] = plots.weights(f"weights-{number}", table, honest)
+    caption = (
+        "The mean over the evaluated rounds and the seeds, times n: 1 as in the plain mean, 0 filtered out."
+    )
+    return Figure(
+        "Weight of each client in the aggregate", caption, parts, list(known["experiment"].unique())
+    )
+
+
+def _heat(results: Results, name: str, rows: str | None, columns: str, worst: str | None) -> Figure:
+    """Accuracy by two axes, one part for each setting of the others; `worst` is an axis of which the worst counts."""
+    assert rows is not None
+    parts = dict[str, Plot]()
+    for number, (part_name, last) in enumerate(results.panels((rows, columns, worst), results.final)):
+        values = _worst(last, [rows, columns], [worst] if worst else []).unstack(columns)
+        values = values.reindex(list(dict.fromkeys(last[rows])))[list(dict.fromkeys(last[columns]))]
+        if columns.partition(".")[0] == "attack":
+            values["worst"] = values.min(axis=1, skipna=False)
+        label = f"worst case over {worst}" if worst else ""
+        parts[part_name] = plots.heat(f"{name}-{number}", values, rows, columns, label)
+    title = f"{rows} by {columns}" + (f", worst case over {worst}" if worst else "")
+    return Figure(title, f"Test accuracy in %, {results.scored}.", parts, list(results.final["experiment"]))
+
+
+def _worst(runs: pd.DataFrame, keys: list[str], over: list[str]) -> pd.Series:
+    """Accuracy in %, the worst case over some axes; nan where a setting of theirs is missing that these runs have."""
+    means = 100 * runs.groupby([*keys, *over], sort=False)["accuracy"].mean()
+    return means.unstack(over).min(axis=1, skipna=False) if over else means
+
+
+def _decides(results: Results, axis: str, field: str) -> bool:
+    """Whether the axis sets a field to several values, one for each of its own."""
+    frame = results.frame
+    if field not in frame or not is_numeric_dtype(frame[field]) or frame[field].nunique() < 2:
+        return False
+    values = frame.groupby(axis)[field]
+    return bool((values.nunique() == 1).all() and values.first().nunique() > 1)
+
+
+def _megabytes(results: Results) -> list[float]:
+    final = results.final
+    size = {
+        run.record.fingerprint: _parameters(run.record.folder) * bytes_a_coordinate(run.experiment)
+        for run in results.runs
+    }
+    return list(1e-6 * final["round"] * final["experiment"].map(size))
+
+
+def bytes_a_coordinate(experiment: Experiment) -> float:
+    """What a round sends, of all clients together, for one coordinate of the model."""
+    message, active = experiment.method.bits / 8, experiment.active
+    return active * (active - 1) * message if experiment.method.peer else active * (4 + message)
+
+
+def _parameters(folder: Path) -> float:
+    """d of a finished run, otherwise nan."""
+    try:
+        model = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, UnpicklingError):
+        return float("nan")
+    return float(sum(value.numel() for value in model.values()))
+
+
+@lru_cache(maxsize=1)
+def _dataset(data: Data) -> Dataset:
+    return data.load()

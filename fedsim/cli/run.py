@@ -1,0 +1,166 @@
+"""What the commands run, list and show do."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import re
+import shlex
+import textwrap
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fedsim.check import Component, Invalid, nearest
+from fedsim.cli.progress import Live
+from fedsim.config import catalog, codec
+from fedsim.experiments import recipes
+from fedsim.experiments.resolve import resolve
+from fedsim.experiments.tensorboard import Events
+from fedsim.federation import deal
+from fedsim.keys import Keys
+from fedsim.runner import Progress, Result, run
+
+
+def run_command(
+    what: str,
+    changes: Sequence[str],
+    seed: int | None,
+    engine: str,
+    device: str,
+    out: Path,
+    *,
+    resume: bool,
+    memory: float,
+    alone: bool,
+    quiet: bool,
+    tensorboard: bool,
+) -> dict[str, Any]:
+    """Run the experiment, and what its recipe shows beside it; the summary of the experiment itself."""
+    comparison = resolve(what, changes, seed)
+    chosen = comparison.experiments()
+    if alone:
+        chosen = {comparison.label: comparison.main}
+    name = Path(what.replace(":", "-")).stem
+    width = max(map(len, chosen))
+    results: dict[str, Result] = {}
+    for label, experiment in chosen.items():
+        folder = out / f"{name}-{experiment.fingerprint}"
+        with ExitStack() as open_until_done:
+            progress: Progress = open_until_done.enter_context(
+                Live(f"{label:{width}}", experiment.rounds, quiet)
+            )
+            if tensorboard:
+                progress = open_until_done.enter_context(Events(folder / "tensorboard", progress))
+            results[label] = run(
+                experiment,
+                engine=engine,
+                device=device,
+                out=folder,
+                resume=resume,
+                memory=memory,
+                progress=progress,
+            )
+    from fedsim.experiments.report import figures  # slow to import, and of no use before
+
+    main = results[comparison.label]
+    picture = Path(main.summary["out"]) / "picture.png"
+    seeded = ["--seed", str(seed)] if seed is not None else []
+    words = ["fedsim", "run", what, *(word for text in changes for word in ("--set", text)), *seeded]
+    figures.curves(results, picture, title=textwrap.fill(shlex.join(words), 80))
+    summary = main.summary | {"picture": str(picture)}
+    if not quiet:
+        _print(results, summary)
+    return summary
+
+
+def _print(results: dict[str, Result], summary: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for label, result in results.items():
+        console.print(f"{label:{max(map(len, results))}}  accuracy {result.accuracy:.3f}")
+    notes = dict.fromkeys(note for result in results.values() for note in result.notes)
+    for note in notes:
+        console.print(note)
+    console.print(f"record   {summary['out']}\npicture  {summary['picture']}")
+
+
+def list_command(kind: str | None) -> str:
+    """Names and first lines of the components of a kind, or of all kinds, and of the recipes."""
+    kinds = [*catalog.KINDS, "recipes"]
+    if kind is not None and kind not in kinds:
+        raise Invalid(f"kind = {kind!r}: unknown; {nearest(kind, kinds)}")
+    blocks = []
+    for each in [kind] if kind else kinds:
+        members: dict[str, Any] = _recipes() if each == "recipes" else dict(catalog.names(each))
+        width = max(map(len, members), default=0)
+        blocks.append(
+            "\n".join([each, *(f"  {name:{width}}  {_first_line(m)}" for name, m in members.items())])
+        )
+    return "\n\n".join(blocks)
+
+
+def show_command(
+    what: str, of: str | None, changes: Sequence[str], seed: int | None, out: Path | None
+) -> str:
+    if what == "split":
+        if of is None:
+            raise Invalid("show split: whose? name an experiment, as in fedsim show split mnist_robust")
+        return _show_split(of, changes, seed, out)
+    by_lower = {name.lower(): component for name, component in catalog.everything().items()}
+    if what.lower() in by_lower:
+        return _show_component(by_lower[what.lower()])
+    if what in _recipes() or ":" in what or what.endswith(".toml"):
+        experiment = resolve(what, changes, seed).main
+        return f"# {what}, fingerprint {experiment.fingerprint}\n{experiment.to_toml()}"
+    raise Invalid(f"show {what!r}: unknown; {nearest(what, [*_recipes(), *catalog.everything(), 'split'])}")
+
+
+def _show_split(of: str, changes: Sequence[str], seed: int | None, out: Path | None) -> str:
+    from fedsim.datasets.describe import heterogeneity, table
+    from fedsim.experiments.report import figures
+
+    experiment = resolve(of, changes, seed).main
+    dataset = experiment.task.data.load()
+    shards = deal(experiment, dataset, Keys(experiment.seed, experiment.clients))
+    labels = dataset.train.y.numpy()
+    counts = table(labels, shards, dataset.classes)
+    path = out or Path(f"split-{experiment.fingerprint}.png")
+    figures.split(counts.drop(columns="examples"), path, title=f"fedsim show split {of}")
+    measured = heterogeneity(labels, shards, dataset.classes)
+    return (
+        f"{counts.to_string()}\n"
+        f"entropy of labels {measured.entropy.mean():.3f} bits a client (of {math.log2(dataset.classes):.3f}), "
+        f"pairwise variation {measured.variation:.3f}, divergence {measured.divergence:.3f} bits, "
+        f"imbalance of sizes {measured.imbalance:.3f}\npicture  {path}"
+    )
+
+
+def _show_component(component: type[Component]) -> str:
+    fields = [f"  {f.name}: {f.type}" + _default(f) for f in dataclasses.fields(component)]
+    return "\n".join(
+        [
+            component.__name__,
+            inspect.getdoc(component) or "",
+            "",
+            "fields" if fields else "no fields",
+            *fields,
+        ]
+    )
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    return "" if field.default is dataclasses.MISSING else f" = {codec.encode(field.default)!r}"
+
+
+def _recipes() -> dict[str, Any]:
+    return {name: getattr(recipes, name) for name in sorted(recipes.__all__)}
+
+
+def _first_line(member: Any) -> str:
+    """The first sentence of a docstring, on one line."""
+    paragraph = " ".join((inspect.getdoc(member) or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z`])", paragraph)[0]

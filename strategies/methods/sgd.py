@@ -1,0 +1,73 @@
+"""Methods that send a gradient, a momentum or the outcome of local steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from fedsim.check import Count, Momentum, Positive
+from fedsim.layout import clip_
+from fedsim.schedule import Rate, rate
+from fedsim.types import Batch, Env, Method, State
+
+
+@dataclass(frozen=True)
+class FedSGD(Method):
+    """Clients send g_i = grad f_i(x); the server steps x <- x - lr * RAgg(g_1 .. g_n)."""
+
+    lr: Rate
+
+    def update(self, state: State, aggregate: Tensor, round: int) -> State:
+        return {**state, "x": state["x"] - rate(self.lr, round) * aggregate}
+
+
+@dataclass(frozen=True)
+class HeavyBall(FedSGD):
+    """Robust distributed heavy ball (D-SHB): m_i <- momentum * m_i + (1 - momentum) * g_i, and clients send m_i.
+
+    `momentum` is the weight of the old value. With Byz-Clip21-SGD2M's tau = inf and no noise the two are one method
+    (its Algorithm 2, with beta = 1 - momentum). Source: Algorithm 3 of arXiv:2302.01772.
+    """
+
+    momentum: Momentum = 0.9
+
+    def client_init(self, x: Tensor) -> State:
+        return {"m": x.new_zeros(x.shape)}
+
+    def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
+        m = torch.lerp(state["m"], env.grad(x, batch), 1 - self.momentum, out=env.room("m"))
+        return {"m": m}, m
+
+
+@dataclass(frozen=True)
+class FedAvg(Method):
+    """`local_steps` gradient steps y <- y - lr * g_i(y) from y = x; clients send x - y, clipped to norm tau.
+
+    The server steps x <- x - server_lr * RAgg(...); with the mean, server_lr = 1 and tau = inf this is FedAvg
+    (arXiv:1602.05629), with a finite tau and message-level noise it is DP-FedAvg (arXiv:1710.06963).
+    """
+
+    lr: Rate
+    local_steps: Count = 5
+    server_lr: Rate = 1.0
+    tau: Positive = float("inf")
+
+    @property
+    def steps(self) -> int:
+        return self.local_steps
+
+    @property
+    def message_bound(self) -> float | None:
+        return self.tau if isfinite(self.tau) else None
+
+    def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
+        y, room, lr = x, None, rate(self.lr, env.round)
+        for part in batch.split(self.local_steps):
+            y = room = env.descend(y, part, lr, out=room)
+        return state, env.noisy(clip_(x - y, self.tau))
+
+    def update(self, state: State, aggregate: Tensor, round: int) -> State:
+        return {**state, "x": state["x"] - rate(self.server_lr, round) * aggregate}

@@ -1,0 +1,73 @@
+"""Flat vectors, clips that keep their bound at any size, and work spread over threads that changes no result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsim.batches import Fixed
+from fedsim.datasets.load import Blobs
+from fedsim.datasets.split import IID
+from fedsim.federation import Federation
+from fedsim.layout import clip_, flatten, norms, unflatten
+from fedsim.machine.threads import each
+from fedsim.models import MLP
+from fedsim.privacy import MessageDP
+from fedsim.spec import Experiment
+from fedsim.strategies import ByzClipSGD, Mean
+from fedsim.task import Task
+
+
+@given(st.integers(1, 20_000), st.floats(1e-3, 1e3), st.integers(0, 2**31))
+def test_clip_is_the_formula(d: int, tau: float, seed: int) -> None:
+    v = torch.randn(3, d, generator=torch.Generator().manual_seed(seed))
+    v[1] = 0
+    norm = np.linalg.norm(v.double().numpy(), axis=1, keepdims=True)
+    expected = v.double().numpy() * np.minimum(1, tau / np.maximum(norm, 1e-300))
+    np.testing.assert_allclose(clip_(v.clone(), tau).numpy(), expected, rtol=1e-6, atol=1e-12)
+    assert torch.equal(clip_(v.clone(), tau)[0], clip_(v[0].clone(), tau))
+
+
+def test_a_clipped_vector_keeps_its_bound_at_a_million_numbers() -> None:
+    """One float32 sum over so many squares would let it exceed the bound by 1e-5: more than privacy was told."""
+    v = torch.rand(1_200_000, generator=torch.Generator().manual_seed(0))
+    assert float(clip_(v.clone(), 1.0).double().norm()) <= 1 + 2e-7
+    assert float(norms(v)) == pytest.approx(float(v.double().norm()), rel=2e-7)
+
+
+def test_flat_and_back() -> None:
+    model = MLP(hidden=5).build((1, 2, 2), 3)
+    x = flatten(model)
+    parts = unflatten(x, model)
+    assert all(torch.equal(parts[name], p) for name, p in model.named_parameters())
+    many = unflatten(x.expand(4, -1), model)
+    assert all(many[name].shape == (4, *p.shape) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_neither_order_nor_noise(threads: int) -> None:
+    before = torch.get_num_threads()
+    experiment = Experiment(
+        task=Task(data=Blobs(features=200), model=MLP(hidden=400)),
+        split=IID(),
+        clients=7,
+        rule=Mean(),
+        method=ByzClipSGD(lr=0.1, tau=1.0),
+        privacy=MessageDP(noise=1.0),
+        batches=Fixed(2),
+        rounds=1,
+    )
+    zeros = torch.zeros(7, Federation(experiment).x0.numel())
+    one = Federation(replace(experiment)).noisy(zeros, "message", 0, np.arange(7))
+    try:
+        torch.set_num_threads(threads)
+        assert list(each(lambda i: i * i, range(10))) == [i * i for i in range(10)]
+        assert torch.get_num_threads() == threads
+        assert torch.equal(one, Federation(experiment).noisy(zeros, "message", 0, np.arange(7)))
+    finally:
+        torch.set_num_threads(before)
