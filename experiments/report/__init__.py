@@ -1,0 +1,1 @@
+"""Reports: records as one HTML page, tables and figures."""

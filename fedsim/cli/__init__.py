@@ -1,0 +1,1 @@
+"""The command line, and the live progress of runs and sweeps."""

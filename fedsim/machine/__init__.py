@@ -1,0 +1,1 @@
+"""The machine below: threads, memory, and files that are written whole."""

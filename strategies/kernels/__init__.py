@@ -1,0 +1,1 @@
+"""What all rules share: the two hooks, Gram matrices, passes over blocks of columns."""

@@ -1,0 +1,1 @@
+"""Robust aggregation rules and mixers, one family a file."""

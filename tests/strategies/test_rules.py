@@ -25,8 +25,8 @@ from fedsim.strategies import (
     NoisyMajorityVote,
     NoisyMedian,
     TrimmedMean,
-    columns,
 )
+from fedsim.strategies.kernels import columns
 from fedsim.types import Mixer, Rule
 
 Case = tuple[str, int, int, int, int]

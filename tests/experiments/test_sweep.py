@@ -38,7 +38,7 @@ from fedsim.strategies import HeavyBall, Median
 from fedsim.task import Task
 from fedsim.types import Data, Dataset
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = Experiment(
     task=Task(data=Blobs(train=400, test=100), model=Logistic()),
     split=IID(),
