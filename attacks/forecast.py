@@ -124,7 +124,7 @@ class Forecast:
     def knows(path: Path) -> bool:
         """Whether a forecast holds: not among peers, nor for rules of another kind or with noise in columns."""
         rule = path.target.rule
-        if not isinstance(rule, TwoHooks) or path.target.received is not None:
+        if not isinstance(rule, TwoHooks) or path.target.topology is not None:
             return False
         return path.straight and (rule.linear or not rule.stages[-1].random)
 

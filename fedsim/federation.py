@@ -69,11 +69,19 @@ class Federation:
         return privacy if isinstance(privacy, MessageDP) else None
 
     @property
-    def pooled(self) -> bool:
+    def mean_only(self) -> bool:
         """Whether the mean of the messages is all that a server needs of them."""
         method, own = self.experiment.method, type(self.experiment.method).receive is not Method.receive
-        aside = method.peer or method.remembers or self.experiment.byzantine
+        aside = method.peer or method.server_memory or self.experiment.byzantine
         return self.experiment.rule.averages and not aside and (method.linear or not own)
+
+    @property
+    def told_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what a client is told."""
+        method = self.experiment.method
+        start = method.server_init(self.x0, 1)
+        names = (method.sends, *method.tells)
+        return {name: tuple(start[name].shape)[1 if method.peer else 0 :] for name in names}
 
     # ------------------------------------------------------------ a round
     def cohort(self, round: int) -> Ids:
@@ -120,9 +128,11 @@ class Federation:
 
         A single row of several clients is their sum, and gets the noise of all.
         """
-        return self.blurred(rows, self.deviation(round, ids) * scale, purpose, round, ids, call, out)
+        return self.add_gaussian_noise(
+            rows, self.deviation(round, ids) * scale, purpose, round, ids, call, out
+        )
 
-    def blurred(
+    def add_gaussian_noise(
         self,
         rows: Tensor,
         deviations: Tensor,
@@ -167,10 +177,10 @@ class Federation:
         if ledger is None or ledger.privacy.level != "central":
             return aggregate
         bound = experiment.method.message_bound
-        moved = bound and experiment.rule.sensitivity(bound, rows, min(experiment.suspected, rows - 1))
+        moved = bound and experiment.rule.sensitivity(bound, rows, min(experiment.f_total, rows - 1))
         assert moved is not None  # the experiment was checked
         deviation = aggregate.new_tensor([ledger.privacy.scale(ledger.plan, round) * moved])
-        return self.blurred(aggregate[None], deviation, "central", round, np.array([SHARED]))[0]
+        return self.add_gaussian_noise(aggregate[None], deviation, "central", round, np.array([SHARED]))[0]
 
     def rule_seed(self, round: int) -> int:
         """What a random rule draws from in a round."""
@@ -212,8 +222,8 @@ class Federation:
         """What the matrices of a round take: messages, states before and after, and what the server keeps of each."""
         method, row = self.experiment.method, self.x0.nbytes
         states = sum(value.nbytes for value in self.client_state().values())
-        kept = self.experiment.clients * row if method.remembers or method.peer else 0
-        return self.experiment.active * (2 * states + (0 if self.pooled else row)) + kept
+        kept = self.experiment.clients * row if method.server_memory or method.peer else 0
+        return self.experiment.active * (2 * states + (0 if self.mean_only else row)) + kept
 
     def _ledger(self) -> Ledger | None:
         """The ledger before the first round, with the noise calibrated; None without privacy."""
@@ -241,7 +251,9 @@ class Federation:
         """Standard deviation of the noise of clients `ids` (k,): multiplier times sensitivity, over the clip."""
         assert self.ledger is not None
         privacy, plan = self.ledger.privacy, self.ledger.plan
-        reach = privacy.reach(plan.batches, self.sizes[ids], self.experiment.method.message_bound)
+        reach = privacy.client_sensitivity(
+            plan.batches, self.sizes[ids], self.experiment.method.message_bound
+        )
         return torch.from_numpy(privacy.scale(plan, round) * reach).float().to(self.device)
 
 

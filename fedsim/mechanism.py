@@ -55,10 +55,10 @@ class Mechanism:
         """Move a clip that adapts by what its examples, of weight (k, b), told."""
         quantile, ledger = self.privacy.clip, self.fed.ledger
         if isinstance(quantile, Quantile) and clip.inside is not None and ledger is not None:
-            reach = self.privacy.reach(ledger.plan.batches, self.fed.sizes[self.ids], None)
+            reach = self.privacy.client_sensitivity(ledger.plan.batches, self.fed.sizes[self.ids], None)
             deviation = clip.inside.new_tensor(reach * self.privacy.count_scale(ledger.plan, self.round))
             told = (0.5 + clip.inside - weight.sum(-1) / 2)[:, None]
-            within = self.fed.blurred(told, deviation, "count", self.round, self.ids, call)[:, 0]
+            within = self.fed.add_gaussian_noise(told, deviation, "count", self.round, self.ids, call)[:, 0]
             self.bound = self.bound * ((quantile.target - within) * quantile.speed).exp()
 
     @property

@@ -15,14 +15,17 @@ from fedsim.federation import Federation, Ids
 from fedsim.gradients import one_client
 from fedsim.layout import clip_
 from fedsim.mechanism import Mechanism
-from fedsim.types import Batch, State, Target, View
+from fedsim.types import Batch, Method, State, Target, View
 
 
 class Client:
     """The `Env` of one client."""
 
-    def __init__(self, fed: Federation, client: int, round: int, state: State) -> None:
-        self.fed, self.ids, self.round, self.calls = fed, np.array([client]), round, 0
+    def __init__(self, fed: Federation, client: int, round: int, state: State, told: State) -> None:
+        self.fed, self.ids, self.round, self.calls, self.told = fed, np.array([client]), round, 0, told
+        self.x = told[fed.experiment.method.sends]
+        many = fed.batch(round, self.ids)
+        self.batch = Batch(many.x[0], many.y[0], many.weight[0])
         self.mechanism = Mechanism.of(fed, self.ids, round, state)
 
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
@@ -34,6 +37,9 @@ class Client:
         self.calls += 1
         return clip_(self.fed.regularise(gradient, x), tau)
 
+    def first_gradient(self, tau: float = inf) -> Tensor:
+        return self.grad(self.x, next(self.batch.split(self.fed.experiment.method.steps)), tau)
+
     def descend(self, x: Tensor, batch: Batch, lr: float, out: Tensor | None = None) -> Tensor:
         return x - lr * self.grad(x, batch)
 
@@ -42,17 +48,36 @@ class Client:
             return message
         return self.fed.noisy(message[None], "message", self.round, self.ids)[0]
 
-    def room(self, name: str) -> Tensor | None:
+    def buffer(self, name: str) -> Tensor | None:
         return None
 
 
-def answer(fed: Federation, client: int, state: State, x: Tensor, round: int) -> tuple[State, Tensor]:
-    """A client's new state and its message (d,), from its state, the broadcast model x and the round."""
-    batch = fed.batch(round, np.array([client]))
-    one = Batch(batch.x[0], batch.y[0], batch.weight[0])
-    env = Client(fed, client, round, state)
-    state, message = fed.experiment.method.client_step(state, x, one, env)
+def answer(fed: Federation, client: int, state: State, told: State, round: int) -> tuple[State, Tensor]:
+    """A client's new state and its message (d,), from its state, what the server broadcast and the round."""
+    env = Client(fed, client, round, state, told)
+    state, message = fed.experiment.method.client_step(state, env.x, env.batch, env)
     return state | (env.mechanism.kept if env.mechanism else {}), message
+
+
+@dataclass(frozen=True)
+class Messages:
+    """What has come of a round's clients.
+
+    rows       (k, d), in the order of their ids; or (1, d), the mean of all, where that is enough
+    spare      (k + m, d), the same with room behind them for the m of the cohort who never compute
+    mean_only  whether it is the mean
+    """
+
+    rows: Tensor
+    spare: Tensor | None = None
+    mean_only: bool = False
+
+    def with_forged(self, forged: Tensor, keep: int) -> Tensor:
+        """The first `keep` rows and the forged ones behind them; without a copy of the rows where there is room."""
+        if self.spare is None or len(self.rows) != keep or len(self.spare) != keep + len(forged):
+            return torch.cat([self.rows[:keep], forged])
+        self.spare[keep:] = forged
+        return self.spare
 
 
 @dataclass(frozen=True)
@@ -66,6 +91,10 @@ class Server:
     @property
     def x(self) -> Tensor:
         return self.state["x"]
+
+    def told(self, method: Method) -> State:
+        """What is broadcast."""
+        return {name: self.state[name] for name in (method.sends, *method.tells)}
 
     @classmethod
     def start(cls, fed: Federation) -> Server:
@@ -93,57 +122,67 @@ class Stage:
     last: Callable[[Tensor], tuple[State, Tensor]]  # the same, once: it may write over the messages
 
 
-def finish(fed: Federation, server: Server, rows: Tensor, ids: Ids, round: int) -> tuple[Server, Seen]:
-    """Forge, aggregate, step. `ids` take part, in order; `rows` are the messages of those of them that compute.
+class AtServer:
+    """The `ServerEnv` of a round."""
 
-    Behind these there may be room for the forged ones. Where it is enough (`fed.pooled`) one row is the mean of all.
-    """
+    def __init__(self, fed: Federation, round: int) -> None:
+        self.fed, self.round = fed, round
+
+
+def finish(fed: Federation, server: Server, messages: Messages, ids: Ids, round: int) -> tuple[Server, Seen]:
+    """Forge, aggregate, step. `ids` take part, in order; the messages are of those of them that compute."""
     experiment, method = fed.experiment, fed.experiment.method
-    stage = (_in_memory if experiment.attacked == "memory" else _in_messages)(fed, server, rows, ids)
-    assumed = 0 if fed.pooled else experiment.assumed  # of one row, the mean of all, none may be Byzantine
-    honest = experiment.honest if method.remembers else len(ids) - stage.f
-    forged, memory, seed = stage.own, server.memory, fed.rule_seed(round)
-    received = None
+    stage = (_in_memory if experiment.attacked == "memory" else _in_messages)(fed, server, messages, ids)
+    f = 0 if messages.mean_only else experiment.f_round  # of one row, the mean of all, none may be Byzantine
+    honest = experiment.honest if method.server_memory else len(ids) - stage.f
+    topology = None
     if method.peer:
-        chance = fed.keys.generator("received", round)
-        received = method.received(len(ids), honest, assumed, chance)
-    if experiment.attack is not None and stage.f:
-        granted = experiment.knowledge
-        target = Target(
-            experiment.rule,
-            assumed,
-            server.previous,
-            lambda last: stage.join(last)[1],
-            seed,
-            honest,
-            received,
-        )
-        view = View(
-            n=len(stage.honest) + stage.f,
-            f=stage.f,
-            round=round,
-            x=server.x,
-            generator=fed.keys.generator("attack", round, device=fed.device),
-            own=stage.own if "own" in granted and len(stage.own) else None,
-            honest=stage.honest if "honest" in granted else None,
-            ids=torch.from_numpy(stage.ids) if "honest" in granted else None,
-            target=target if "rule" in granted else None,
-        )
-        forged, memory = experiment.attack.remember(view, memory)
+        topology = method.topology(len(ids), honest, f, fed.keys.generator("received", round))
+    target = Target(
+        experiment.rule,
+        f,
+        server.previous,
+        lambda last: stage.join(last)[1],
+        fed.rule_seed(round),
+        honest,
+        topology,
+    )
+    forged, memory = _forge(fed, server, stage, target, round)
     state, seen = stage.last(forged)
-    generator = torch.Generator(fed.device).manual_seed(seed)
-    if received is not None:
-        models = experiment.rule.each(seen, assumed, received, generator=generator)
+    generator = torch.Generator(fed.device).manual_seed(target.seed)
+    if topology is not None:
+        models = experiment.rule.each(seen, f, topology, generator=generator)
         there = torch.from_numpy(ids).to(fed.device)  # the others stay where they are
-        after = method.update(state, server.x.index_copy(0, there, models), round)
-        return Server(after, None, memory), Seen(seen, honest, models[:honest].mean(0))
-    aggregate = experiment.rule(seen, assumed, previous=server.previous, generator=generator)
-    aggregate = fed.published(aggregate, len(ids) if fed.pooled else len(seen), round)
-    return Server(method.update(state, aggregate, round), aggregate, memory), Seen(seen, honest, aggregate)
+        moved, shown = server.x.index_copy(0, there, models), models[:honest].mean(0)
+        after = method.step(state, moved, AtServer(fed, round))
+        return Server(after, None, memory), Seen(seen, honest, shown)
+    aggregate = experiment.rule(seen, f, previous=server.previous, generator=generator)
+    aggregate = fed.published(aggregate, len(ids) if messages.mean_only else len(seen), round)
+    after = method.step(state, aggregate, AtServer(fed, round))
+    return Server(after, aggregate, memory), Seen(seen, honest, aggregate)
+
+
+def _forge(fed: Federation, server: Server, stage: Stage, target: Target, round: int) -> tuple[Tensor, State]:
+    """The rows (f, d) that the Byzantine clients send, and what the adversary remembers."""
+    experiment, granted = fed.experiment, fed.experiment.knowledge
+    if experiment.attack is None or not stage.f:
+        return stage.own, server.memory
+    view = View(
+        n=len(stage.honest) + stage.f,
+        f=stage.f,
+        round=round,
+        x=server.x,
+        generator=fed.keys.generator("attack", round, device=fed.device),
+        own=stage.own if "own" in granted and len(stage.own) else None,
+        honest=stage.honest if "honest" in granted else None,
+        ids=torch.from_numpy(stage.ids) if "honest" in granted else None,
+        target=target if "rule" in granted else None,
+    )
+    return experiment.attack.remember(view, server.memory)
 
 
 def attempt(
-    fed: Federation, server: Server, rows: Tensor, answered: Ids, asked: Ids, round: int
+    fed: Federation, server: Server, messages: Messages, answered: Ids, asked: Ids, round: int
 ) -> tuple[Server, Seen | None]:
     """`finish` with those of `asked` who answered: n shrinks, f stays; where the rule is then undefined, nothing moves.
 
@@ -154,46 +193,40 @@ def attempt(
     if not len(answered) or (attack is not None and "honest" in attack.needs and not honest.any()):
         return server, None
     try:
-        return finish(fed, server, rows, ids, round)
+        return finish(fed, server, messages, ids, round)
     except Invalid:
         if len(ids) == len(asked):
             raise
         return server, None
 
 
-def _in_messages(fed: Federation, server: Server, rows: Tensor, ids: Ids) -> Stage:
+def _in_messages(fed: Federation, server: Server, messages: Messages, ids: Ids) -> Stage:
     """Byzantine clients send forged messages."""
-    h, computed = (int((ids < count).sum()) for count in (fed.experiment.honest, fed.computing))
-    honest, own = rows[:h], rows[h:computed]
+    rows, h = messages.rows, int((ids < fed.experiment.honest).sum())
+    honest, own = rows[:h], rows[h:]
     senders = torch.from_numpy(ids).to(rows.device)
 
-    def receive(sent: Tensor) -> tuple[State, Tensor]:
-        return fed.experiment.method.receive(server.state, sent, senders)
+    def receive(sent: Tensor) -> tuple[State, Tensor]:  # of rows that are nobody else's
+        return fed.experiment.method.receive(server.state, sent, senders, out=sent)
 
     def join(forged: Tensor) -> tuple[State, Tensor]:
         return receive(torch.cat([honest, forged]))
 
     def last(forged: Tensor) -> tuple[State, Tensor]:
-        room = rows[computed:]
-        if forged is own:
-            return receive(rows[:computed])
-        if room.shape != forged.shape:
-            return join(forged)
-        room.copy_(forged)
-        return receive(rows)
+        return receive(rows if forged is own else messages.with_forged(forged, h))
 
     return Stage(honest, ids[:h], own, len(ids) - h, join, last)
 
 
-def _in_memory(fed: Federation, server: Server, rows: Tensor, ids: Ids) -> Stage:
+def _in_memory(fed: Federation, server: Server, messages: Messages, ids: Ids) -> Stage:
     """Byzantine clients write the rows that the rule sees, whatever the server does to messages before."""
-    sent = _in_messages(fed, server, rows, ids)
-    own = sent.own if len(sent.own) else rows.new_zeros(sent.f, rows.shape[1])
+    sent, d = _in_messages(fed, server, messages, ids), messages.rows.shape[1]
+    own = sent.own if len(sent.own) else messages.rows.new_zeros(sent.f, d)
     state, seen = sent.join(own)
-    h = fed.experiment.honest if fed.experiment.method.remembers else len(sent.honest)
+    h = fed.experiment.honest if fed.experiment.method.server_memory else len(sent.honest)
 
     def join(forged: Tensor) -> tuple[State, Tensor]:
         return state, torch.cat([seen[:h], forged])
 
-    who = np.arange(h) if fed.experiment.method.remembers else sent.ids
+    who = np.arange(h) if fed.experiment.method.server_memory else sent.ids
     return Stage(seen[:h], who, seen[h:], len(seen) - h, join, join)

@@ -221,8 +221,9 @@ def _advance(live: _Live, fed: Federation, ask: engines.Ask) -> tuple[_Live, See
     """The next round; None where too few answered: then server and clients stay, and only the round is over."""
     ids = fed.cohort(live.round)
     asked = ids[ids < fed.computing]
-    after, rows, answered = ask(fed, live.states.of(asked), live.server.x, live.round, asked)
-    server, seen = attempt(fed, live.server, rows, answered, ids, live.round)
+    told = live.server.told(fed.experiment.method)
+    after, messages, answered = ask(fed, live.states.of(asked), told, live.round, asked)
+    server, seen = attempt(fed, live.server, messages, answered, ids, live.round)
     ledger = live.ledger and live.ledger.charge(ids)
     states = live.states.after(answered, after) if seen else live.states
     return _Live(live.round + 1, server, states, ledger, live.written), seen
@@ -251,7 +252,7 @@ def _weights(fed: Federation, seen: Seen, before: Tensor | None, round: int) -> 
     if not fed.experiment.byzantine or fed.experiment.method.peer or not hasattr(rule, "influence"):
         return {}
     generator = torch.Generator(fed.device).manual_seed(fed.rule_seed(round))
-    weight = rule.influence(seen.rows, fed.experiment.assumed, previous=before, generator=generator)
+    weight = rule.influence(seen.rows, fed.experiment.f_round, previous=before, generator=generator)
     metrics: Metrics = {"byzantine_weight": float(weight[seen.honest :].sum())}
     if len(weight) == fed.experiment.clients <= LISTED:
         metrics["weights"] = weight.numpy().round(4).tolist()

@@ -70,15 +70,15 @@ class Experiment(Component):
     @property
     def rows(self) -> int:
         """Rows that the rule sees in a round in which nobody is missing."""
-        return self.clients if self.method.remembers else self.active
+        return self.clients if self.method.server_memory else self.active
 
     @property
-    def assumed(self) -> int:
+    def f_round(self) -> int:
         """f among these rows: the assumed share of all clients, rounded up. Missing replies do not lower it."""
-        return ceil(self.suspected * self.rows / self.clients)
+        return ceil(self.f_total * self.rows / self.clients)
 
     @property
-    def suspected(self) -> int:
+    def f_total(self) -> int:
         """f among all clients; a cohort may hold them all."""
         return self.byzantine if self.f is None else self.f
 
@@ -94,7 +94,7 @@ class Experiment(Component):
             raise Invalid(
                 f"cohort = {self.cohort}: among peers ({type(self.method).__name__}) all clients take part"
             )
-        self.rule.require(self.rows, self.assumed)
+        self.rule.require(self.rows, self.f_round)
 
     def _check_attack(self) -> None:
         attack = self.attack
@@ -102,7 +102,7 @@ class Experiment(Component):
             if self.dealt == "honest" and self.byzantine:
                 raise Invalid(
                     f"dealt = 'honest' with attack = none: the {self.byzantine} Byzantine clients have nothing to "
-                    f"send; allowed is byzantine = 0 (with f = {self.suspected} for the rule), or dealt = 'all'"
+                    f"send; allowed is byzantine = 0 (with f = {self.f_total} for the rule), or dealt = 'all'"
                 )
             return
         name = type(attack).__name__
@@ -133,11 +133,11 @@ class Experiment(Component):
             )
         if self.privacy.level != "central":
             return
-        if self.method.remembers or self.method.peer:
+        if self.method.server_memory or self.method.peer:
             raise Invalid(
                 f"privacy = {name}: {method} aggregates more than the messages of a round; choose another method"
             )
-        if self.rule.sensitivity(bound, self.rows, self.assumed) is None:
+        if self.rule.sensitivity(bound, self.rows, self.f_round) is None:
             raise Invalid(f"privacy = {name}: how far one client moves {rule} is not known; allowed is Mean")
         if self.f is not None and self.f < self.byzantine:
             raise Invalid(

@@ -95,9 +95,13 @@ class Batch:
 
 # ---------------------------------------------------------------- method
 class Env(Protocol):
-    """What a client has at hand in a round. The same calls serve one client, x (d,), and n, x (d,) or (n, d)."""
+    """What a client has at hand in a round. The same calls serve one client, x (d,), and n, x (d,) or (n, d).
+
+    told  what the server broadcast, by name: the model, and what else the method `tells`
+    """
 
     round: int
+    told: State
 
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
         """Gradient (d,) or (n, d) of the batch at x, as a whole clipped to L2 norm tau.
@@ -114,24 +118,41 @@ class Env(Protocol):
         """The message with Gaussian noise where privacy is message-level; otherwise as it is."""
         ...
 
-    def room(self, name: str) -> Tensor | None:
-        """Where a new state may be written, as `out=` of the operation that makes it; None: anywhere."""
+    def first_gradient(self, tau: float = inf) -> Tensor:
+        """`grad(x, batch, tau)` at the x and on the batch, or the first of several, that `client_step` was given.
+
+        The fast way to a gradient that is asked for before any other: engines work it out for many clients at once.
+        """
         ...
+
+    def buffer(self, name: str) -> Tensor | None:
+        """Where the new state `name` may be written, as `out=` of the operation that makes it; None: anywhere."""
+        ...
+
+
+class ServerEnv(Protocol):
+    """What the server has at hand at the end of a round."""
+
+    round: int
 
 
 class Method(Component):
     """An algorithm: its client half, over the last axis so that it serves one client and all, and its server half.
 
     peer       every node keeps a model of its own, x (n, d), and aggregates for itself
-    remembers  the rule sees a row for each of the n clients, whoever takes part
+    server_memory  the rule sees a row for each of the n clients, whoever takes part
+    sends      the entry of the server's state that clients get as x; "x" is what is evaluated
+    tells      further entries, which clients get as `env.told`
     linear     `receive`, where a method has its own, is one linear map of every message, and so of their mean
     bits       a coordinate of a message takes on the wire
     """
 
     peer: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
+    server_memory: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     bits: ClassVar[int] = 32
+    sends: ClassVar[str] = "x"
+    tells: ClassVar[tuple[str, ...]] = ()
 
     @property
     def steps(self) -> int:
@@ -153,23 +174,28 @@ class Method(Component):
         Here the gradient, clipped to `message_bound`, and with noise where privacy is message-level. Engines know this
         one: where a mean is all that is wanted they sum over clients before anything is written for each.
         """
-        return state, env.noisy(env.grad(x, batch, self.message_bound or inf))
+        return state, env.noisy(env.first_gradient(self.message_bound or inf))
 
     def server_init(self, x: Tensor, n: int) -> State:
         """The server's state; it holds the model under "x"."""
         return {"x": x}
 
-    def receive(self, state: State, rows: Tensor, ids: Tensor) -> tuple[State, Tensor]:
-        """The state after the messages of clients `ids`, which it may write over, and the rows that the rule sees."""
+    def receive(
+        self, state: State, rows: Tensor, ids: Tensor, *, out: Tensor | None = None
+    ) -> tuple[State, Tensor]:
+        """The state after the messages of clients `ids`, and the rows that the rule sees.
+
+        What is made of the messages may be written into `out`, which may be `rows` itself.
+        """
         return state, rows
 
-    def received(self, n: int, honest: int, f: int, generator: Generator) -> Tensor:
+    def topology(self, n: int, honest: int, f: int, generator: Generator) -> Tensor:
         """Among peers: whose rows each node has, (n, n) bool, its own always; here all have all."""
         return torch.ones(n, n, dtype=torch.bool)
 
     @abstractmethod
-    def update(self, state: State, aggregate: Tensor, round: int) -> State:
-        """Move the model by the rule's answer."""
+    def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
+        """The server's state after a round: it moves the model by the rule's answer."""
 
 
 # ---------------------------------------------------------------- aggregation
@@ -187,9 +213,9 @@ class Rule(Component):
     ) -> Tensor:
         """Aggregate; `previous` (d,) is the last answer (None at first: zero), `generator` feeds random rules."""
 
-    def each(self, rows: Tensor, f: int, received: Tensor, *, generator: Generator | None = None) -> Tensor:
-        """The answers (n, d) of n nodes, of which node i has the rows j with received[i, j]: (n, n) bool."""
-        return torch.stack([self(rows[has], f, generator=generator) for has in received])
+    def each(self, rows: Tensor, f: int, topology: Tensor, *, generator: Generator | None = None) -> Tensor:
+        """The answers (n, d) of n nodes, of which node i has the rows j with topology[i, j]: (n, n) bool."""
+        return torch.stack([self(rows[has], f, generator=generator) for has in topology])
 
     @abstractmethod
     def max_f(self, n: int) -> int:
@@ -233,13 +259,13 @@ class Target:
     receive: Callable[[Tensor], Tensor]  # forged rows (f, d) -> what the rule would see
     seed: int
     honest: int  # so many rows of what the rule sees, the first ones, are honest
-    received: Tensor | None = None  # among peers: whose rows each node has
+    topology: Tensor | None = None  # among peers: whose rows each node has
 
     def __call__(self, forged: Tensor) -> Tensor:
         """The aggregate; among peers the mean of the honest nodes' answers."""
         generator = Generator(forged.device).manual_seed(self.seed)
-        if self.received is not None:
-            models = self.rule.each(self.receive(forged), self.f, self.received, generator=generator)
+        if self.topology is not None:
+            models = self.rule.each(self.receive(forged), self.f, self.topology, generator=generator)
             return models[: self.honest].mean(0)
         return self.rule(self.receive(forged), self.f, previous=self.previous, generator=generator)
 

@@ -22,6 +22,7 @@ from fedsim.keys import Keys
 from fedsim.layout import clip_
 from fedsim.privacy import MessageDP
 from fedsim.privacy.ledger import Ledger
+from fedsim.round import AtServer
 from fedsim.spec import Experiment
 from fedsim.strategies import Mean
 from fedsim.types import Batch, Dataset, State
@@ -69,11 +70,13 @@ class Shadows(Federation):
         server: State = {**method.server_init(self.x0, k), "x": self.x0.expand(k, -1).clone()}
         scores = torch.zeros(k, dtype=torch.float64, device=self.device)
         for round in range(rounds):
-            env = Witness(self, ids, round, states, coins, scores)
-            states, rows = method.client_step(states, server["x"], self.batch(round, ids), env)
+            told = {name: server[name] for name in (method.sends, *method.tells)}
+            batch = self.batch(round, ids)
+            env = Witness(self, ids, round, states, told, batch, coins, scores)
+            states, rows = method.client_step(states, env.x, batch, env)
             states |= env.kept
             server, seen = method.receive(server, rows, torch.arange(k, device=self.device))
-            server = method.update(server, seen, round)
+            server = method.step(server, seen, AtServer(self, round))
         return scores.cpu().numpy()
 
     def _canaries(self) -> Batch:
@@ -106,9 +109,17 @@ class Witness(Clients):
     """
 
     def __init__(
-        self, fed: Shadows, ids: Ids, round: int, state: State, coins: Tensor, scores: Tensor
+        self,
+        fed: Shadows,
+        ids: Ids,
+        round: int,
+        state: State,
+        told: State,
+        batch: Batch,
+        coins: Tensor,
+        scores: Tensor,
     ) -> None:
-        super().__init__(fed, ids, round, state)
+        super().__init__(fed, ids, round, state, told, batch)
         self.shadows, self.coins, self.scores = fed, coins, scores
         batches, steps, sizes = fed.experiment.batches, fed.experiment.method.steps, fed.sizes[ids]
         index, weight = batches.draw(fed.choice, round, ids, sizes, steps)

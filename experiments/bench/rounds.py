@@ -157,9 +157,10 @@ class Run:
     def _round(self) -> None:
         ids = self.fed.cohort(self.round)
         working = ids[ids < self.fed.computing]
-        mine, rows = self.step(self.fed, self.states.of(working), self.server.x, self.round, working)
+        told = self.server.told(self.fed.experiment.method)
+        mine, messages = self.step(self.fed, self.states.of(working), told, self.round, working)
         self.states = self.states.after(working, mine)
-        self.server, _ = finish(self.fed, self.server, rows, ids, self.round)
+        self.server, _ = finish(self.fed, self.server, messages, ids, self.round)
         self.round += 1
 
     def _timed(self, call: Callable[[], object]) -> float:

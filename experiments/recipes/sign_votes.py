@@ -99,7 +99,9 @@ def in_training(experiment: Experiment, rounds: int = 50, dataset: Dataset | Non
     n, everyone = experiment.clients, np.arange(experiment.clients)
     truth = whole_gradient(fed).sign()
     live, states = truth != 0, fed.client_states()
-    votes = [vector.rows(fed, states, fed.x0, t, everyone)[1][:, live] * truth[live] for t in range(rounds)]
+    told = {"x": fed.x0}
+    sent = (vector.rows(fed, states, told, t, everyone)[1].rows for t in range(rounds))
+    votes = [signs[:, live] * truth[live] for signs in sent]
     cast = torch.cat(votes)
     right, wrong = (cast > 0).double().mean(0).numpy(), (cast < 0).double().mean(0).numpy()
     exact = wrong_signs(right, wrong, n).mean(1)

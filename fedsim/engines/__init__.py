@@ -8,10 +8,10 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fedsim.check import Invalid, nearest
 from fedsim.federation import Federation
+from fedsim.round import Messages
 from fedsim.types import State
 
 ENGINES = {name: f"fedsim.engines.{name}" for name in ("loop", "vector", "grid", "ray")}
@@ -20,13 +20,12 @@ T = TypeVar("T")
 
 class Engine(Protocol):
     def __call__(
-        self, fed: Federation, states: State, x: Tensor, round: int, ids: NDArray[np.int64]
-    ) -> tuple[State, Tensor]:
-        """The step of clients `ids` at the broadcast model x.
+        self, fed: Federation, states: State, told: State, round: int, ids: NDArray[np.int64]
+    ) -> tuple[State, Messages]:
+        """The step of clients `ids` at what the server broadcasts, by name.
 
         `states` holds a row for each of these, (k, ...), and is not written to; returned are the states after the step
-        and the messages (k, d), all in the order of `ids`. An engine may leave room behind these, for the messages of
-        those of the cohort who never compute; and give their mean (1, d) instead where it is enough (`fed.pooled`).
+        and the messages, all in the order of `ids`. Where it is enough (`fed.mean_only`) these may be their mean alone.
         """
         ...
 
@@ -41,8 +40,8 @@ class Ask(Protocol):
         ...
 
     def __call__(
-        self, fed: Federation, states: State, x: Tensor, round: int, ids: NDArray[np.int64]
-    ) -> tuple[State, Tensor, NDArray[np.int64]]:
+        self, fed: Federation, states: State, told: State, round: int, ids: NDArray[np.int64]
+    ) -> tuple[State, Messages, NDArray[np.int64]]:
         """As an engine, of the clients whose messages came back; and their ids, in order."""
         ...
 
@@ -57,11 +56,11 @@ class Everyone:
         return fed.client_state()
 
     def __call__(
-        self, fed: Federation, states: State, x: Tensor, round: int, ids: NDArray[np.int64]
-    ) -> tuple[State, Tensor, NDArray[np.int64]]:
+        self, fed: Federation, states: State, told: State, round: int, ids: NDArray[np.int64]
+    ) -> tuple[State, Messages, NDArray[np.int64]]:
         if not len(ids):  # a cohort of Byzantine clients who compute nothing
-            return states, fed.x0.new_empty(0, fed.x0.numel()), ids
-        return *self.rows(fed, states, x, round, ids), ids
+            return states, Messages(fed.x0.new_empty(0, fed.x0.numel())), ids
+        return *self.rows(fed, states, told, round, ids), ids
 
 
 def get(name: str) -> Engine:

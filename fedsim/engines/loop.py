@@ -5,23 +5,22 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fedsim.federation import Federation
-from fedsim.round import answer
+from fedsim.round import Messages, answer
 from fedsim.types import State
 
 
 def rows(
-    fed: Federation, states: State, x: Tensor, round: int, ids: NDArray[np.int64]
-) -> tuple[State, Tensor]:
+    fed: Federation, states: State, told: State, round: int, ids: NDArray[np.int64]
+) -> tuple[State, Messages]:
     after = {name: torch.empty_like(value) for name, value in states.items()}
     messages = []
     for j, client in enumerate(ids.tolist()):
-        at = x[client] if fed.experiment.method.peer else x
+        at = {name: value[client] for name, value in told.items()} if fed.experiment.method.peer else told
         state = {name: value[j] for name, value in states.items()}
         state, message = answer(fed, client, state, at, round)
         for name, value in state.items():
             after[name][j] = value
         messages.append(message)
-    return after, torch.stack(messages)
+    return after, Messages(torch.stack(messages))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from math import ceil, inf, isfinite
 
 import torch
@@ -14,6 +15,7 @@ from fedsim.gradients.batched import Route
 from fedsim.layout import clip_, clip_factor
 from fedsim.machine.threads import each
 from fedsim.mechanism import Mechanism
+from fedsim.round import Messages
 from fedsim.types import Batch, Method, State
 
 CACHED = 2**20  # numbers in a group's rows on a CPU: small enough for the caches, large enough for Python
@@ -25,12 +27,19 @@ class Clients:
 
     sent: Tensor | None = None  # where their messages are to be, if anywhere
 
-    def __init__(self, fed: Federation, ids: Ids, round: int, state: State) -> None:
-        self.fed, self.ids, self.round, self.calls = fed, ids, round, 0
+    def __init__(
+        self, fed: Federation, ids: Ids, round: int, state: State, told: State, batch: Batch | None
+    ) -> None:
+        self.fed, self.ids, self.round, self.calls, self.told, self.batch = fed, ids, round, 0, told, batch
+        self.x = told[fed.experiment.method.sends]
         self.mechanism = Mechanism.of(fed, ids, round, state)
 
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
         return Gradient(self, x, batch).rows(slice(None), x.new_empty(len(self.ids), x.shape[-1]), tau)
+
+    def first_gradient(self, tau: float = inf) -> Tensor:
+        assert self.batch is not None
+        return self.grad(self.x, next(self.batch.split(self.fed.experiment.method.steps)), tau)
 
     def descend(self, x: Tensor, batch: Batch, lr: float, out: Tensor | None = None) -> Tensor:
         return torch.sub(x, g := self.grad(x, batch), alpha=lr, out=g)
@@ -40,7 +49,7 @@ class Clients:
             return message
         return self.fed.noisy(message, "message", self.round, self.ids, out=self.sent)
 
-    def room(self, name: str) -> Tensor | None:
+    def buffer(self, name: str) -> Tensor | None:
         return None
 
     @property
@@ -88,70 +97,74 @@ class Gradient:
         return self.env.fed.regularise(out, len(self.env.ids) * self.x)
 
 
+class Share(Clients):
+    """As many as work at a time, in groups: the gradient that these ask for first, of all at once."""
+
+    @cached_property
+    def first(self) -> Gradient:
+        assert self.batch is not None  # None where a round has several steps: then groups draw theirs
+        return Gradient(self, self.x, self.batch)
+
+
 class Group(Clients):
-    """The `Env` of some of them, who need not work out the gradient that all ask for first."""
+    """The `Env` of some of a share, part by part: what is made of their gradients stays in the caches."""
 
     sent: Tensor
 
     def __init__(
-        self,
-        env: Clients,
-        part: slice,
-        state: State,
-        x: Tensor,
-        batch: Batch,
-        known: Gradient | None,
-        after: State,
-        sent: Tensor,
+        self, share: Share, part: slice, state: State, batch: Batch, after: State, sent: Tensor
     ) -> None:
-        super().__init__(env.fed, env.ids[part], env.round, state)
-        self.env, self.part, self.x, self.batch, self.known = env, part, x, batch, known
+        peer = share.fed.experiment.method.peer
+        told = {name: value[part] for name, value in share.told.items()} if peer else share.told
+        super().__init__(share.fed, share.ids[part], share.round, state, told, batch)
+        self.share, self.part = share, part
         self.after, self.sent = after, sent  # where new states and messages are to be
 
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
-        gradient, clients = self._gradient(x, batch)
-        # the first is likely to be the message, unless noise is still to come
-        message = clients is self.part and not self.fed.message_privacy
-        return gradient.rows(clients, self.sent if message else torch.empty_like(self.sent), tau)
+        return Gradient(self, x, batch).rows(slice(None), torch.empty_like(self.sent), tau)
+
+    def first_gradient(self, tau: float = inf) -> Tensor:
+        if self.calls or self.share.batch is None:
+            return super().first_gradient(tau)
+        first = self.share.first
+        self.calls, self.mechanism = 1, self.share.mechanism and self.share.mechanism.part(self.part)
+        # it is likely to be the message, unless noise is still to come
+        return first.rows(
+            self.part, torch.empty_like(self.sent) if self.fed.message_privacy else self.sent, tau
+        )
 
     def descend(self, x: Tensor, batch: Batch, lr: float, out: Tensor | None = None) -> Tensor:
         """One product, added to where the model is, and no gradient."""
         if self.mechanism:
             return super().descend(x, batch, lr)
         out = torch.empty_like(self.sent) if out is None else out
-        gradient, clients = self._gradient(x, batch)  # all that needs x, which may be what is written over
+        gradient = Gradient(self, x, batch)  # all that needs x, which may be what is written over
         _put(x.expand_as(out), out)
         if l2 := self.fed.experiment.task.l2:
             out.mul_(1 - lr * l2)
-        gradient.ready.write(clients, out, out.new_full((len(out),), -lr), added=True)
+        gradient.ready.write(slice(None), out, out.new_full((len(out),), -lr), added=True)
         return out
 
-    def _gradient(self, x: Tensor, batch: Batch) -> tuple[Gradient, slice]:
-        """The gradient that is known, and whose of it are wanted; or one of this group."""
-        known, self.known = self.known, None
-        if known is None or x is not self.x or batch is not self.batch:
-            return Gradient(self, x, batch), slice(None)
-        self.calls, self.mechanism = 1, self.env.mechanism and self.env.mechanism.part(self.part)
-        return known, self.part
-
-    def room(self, name: str) -> Tensor | None:
+    def buffer(self, name: str) -> Tensor | None:
         return self.after[name]
 
 
-def rows(fed: Federation, states: State, x: Tensor, round: int, ids: Ids) -> tuple[State, Tensor]:
-    """The states after the step, and the messages (k, d) with room for others, or where it is enough their mean (1, d).
+def rows(fed: Federation, states: State, told: State, round: int, ids: Ids) -> tuple[State, Messages]:
+    """The states after the step and the messages, with room for others; or where it is enough their mean.
 
     Then messages are added up as they come, and gradients that are messages are none before they are added up. Where
     that is not finite all is done again message by message: the rule drops broken ones.
     """
-    if fed.pooled:
-        after, mean = _sum(fed, states, x, round, ids) or _step(fed, states, x, round, ids, kept=False)
+    if fed.mean_only:
+        after, mean = _sum(fed, states, told, round, ids) or _step(fed, states, told, round, ids, None)
         if isfinite(mean.sum()):
-            return after, mean
-    return _step(fed, states, x, round, ids, kept=True)
+            return after, Messages(mean, mean_only=True)
+    spare = fed.space.empty(fed.x0, len(fed.cohort(round)), fed.x0.numel())
+    after, _ = _step(fed, states, told, round, ids, spare)
+    return after, Messages(spare[: len(ids)], spare)
 
 
-def _sum(fed: Federation, states: State, x: Tensor, round: int, ids: Ids) -> tuple[State, Tensor] | None:
+def _sum(fed: Federation, states: State, told: State, round: int, ids: Ids) -> tuple[State, Tensor] | None:
     """The states after the step and the mean message (1, d) of clients who send their gradient, by whole products.
 
     None where they send anything else, or clip what follows from the layers no more. Torch's threads share a product.
@@ -165,52 +178,54 @@ def _sum(fed: Federation, states: State, x: Tensor, round: int, ids: Ids) -> tup
     after = {name: fed.space.empty(value, *value.shape) for name, value in states.items()}
     total = torch.zeros_like(fed.x0)[None]
     for part in _cut(len(ids), _at_once(fed, ids)):
-        env = Clients(fed, ids[part], round, {name: value[part] for name, value in states.items()})
-        sent = Gradient(env, x, fed.batch(round, env.ids)).total(tau)
+        mine = {name: value[part] for name, value in states.items()}
+        env = Share(fed, ids[part], round, mine, told, fed.batch(round, ids[part]))
+        sent = env.first.total(tau)
         total += fed.noisy(sent, "message", round, env.ids, out=sent) if fed.message_privacy else sent
         for name, value in after.items():
-            _put(env.kept.get(name, states[name][part]), value[part])
+            _put(env.kept.get(name, mine[name]), value[part])
     return after, total / len(ids)
 
 
 def _step(
-    fed: Federation, states: State, x: Tensor, round: int, ids: Ids, kept: bool
+    fed: Federation, states: State, told: State, round: int, ids: Ids, spare: Tensor | None
 ) -> tuple[State, Tensor]:
-    """Shares of the clients, one a thread or more: the gradients of a share at once, what is made of them by groups."""
-    method, n, d = fed.experiment.method, len(ids), fed.x0.numel()
-    at = x if not method.peer else x[: fed.computing]  # among peers all take part
+    """Shares of the clients, one a thread or more: the gradients of a share at once, what is made of them by groups.
+
+    The states after the step; the messages, written to `spare`, or their mean (1, d) where that is None.
+    """
+    method, d = fed.experiment.method, fed.x0.numel()
     after = {name: fed.space.empty(value, *value.shape) for name, value in states.items()}
     once = method.steps == 1
-    group_size = max(1, (CACHED if once else STEPPED) // d) if fed.device == "cpu" else n
-    messages = fed.space.empty(fed.x0, len(fed.cohort(round)), d) if kept else None
+    group_size = max(1, (CACHED if once else STEPPED) // d) if fed.device == "cpu" else len(ids)
 
     def work(share: slice) -> Tensor | None:
         mine = {name: value[share] for name, value in states.items()}
-        env, here = Clients(fed, ids[share], round, mine), at[share] if method.peer else at
-        batch = fed.batch(round, env.ids) if once else None
-        known = Gradient(env, here, batch) if batch else None
-        total = None if kept else fed.x0.new_zeros(d)
-        places = fed.x0.new_empty(min(group_size, len(env.ids)), d) if messages is None else messages[share]
+        here = {name: value[ids[share]] for name, value in told.items()} if method.peer else told
+        env = Share(fed, ids[share], round, mine, here, fed.batch(round, ids[share]) if once else None)
+        total = fed.x0.new_zeros(d) if spare is None else None
+        places = fed.x0.new_empty(min(group_size, len(env.ids)), d) if spare is None else spare[share]
         for part in _cut(len(env.ids), group_size):
-            those = batch.part(part) if batch else fed.batch(round, env.ids[part])
-            state = {name: value[part] for name, value in mine.items()}
             new = {name: value[share][part] for name, value in after.items()}
-            place = here[part] if method.peer else here
-            room = places[part] if total is None else places[: part.stop - part.start]
-            group = Group(env, part, state, place, those, known, new, room)
-            state, sent = method.client_step(state, place, those, group)
+            place = places[part] if total is None else places[: part.stop - part.start]
+            state = {name: value[part] for name, value in mine.items()}
+            batch = env.batch.part(part) if env.batch else fed.batch(round, env.ids[part])
+            group = Group(env, part, state, batch, new, place)
+            state, sent = method.client_step(state, group.x, batch, group)
             for name, value in (state | group.kept).items():
                 _put(value, new[name])
             if total is None:
-                _put(sent, room)
+                _put(sent, place)
             else:
                 total += sent.sum(0)
         return total
 
     totals = list(each(work, _shares(fed, ids, round), fed.device))
-    if messages is not None:
-        return after, messages
-    return after, torch.stack([total for total in totals if total is not None]).sum(0, keepdim=True) / n
+    if spare is not None:
+        return after, spare
+    return after, torch.stack([total for total in totals if total is not None]).sum(0, keepdim=True) / len(
+        ids
+    )
 
 
 def _shares(fed: Federation, ids: Ids, round: int) -> list[slice]:

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from fedsim.check import Invalid
 from fedsim.federation import Federation
 from fedsim.flower.memory import Memory, Pending
-from fedsim.flower.order import ARRAYS, OWN_DATA, Order, model_of
+from fedsim.flower.order import ARRAYS, OWN_DATA, Order, told_of
 from fedsim.flower.payload import pack
 from fedsim.round import answer
 from fedsim.spec import Experiment
@@ -47,12 +47,12 @@ def respond(host: Host, message: Message, context: Context) -> Message:
     order = Order.of(message)
     memory = host.recall(order, context).settle(order.accepted)
     fed = host.federation(order, memory)
-    x = model_of(message, fed.x0.numel())
-    question = order.question(x)
+    told = told_of(message, fed.told_shapes)
+    question = order.question(told)
     row = memory.earlier(order.round, question)
     if row is None:
         before = memory.state if memory.state is not None else fed.experiment.method.client_init(fed.x0)
-        after, row = answer(fed, order.client, before, x, order.round)
+        after, row = answer(fed, order.client, before, told, order.round)
         memory = replace(memory, pending=Pending(order.round, question, after, row))
         host.keep(order, fed, memory, context)
     metrics = MetricRecord({"client": order.client, "round": order.round, OWN_DATA: int(host.own_data)})

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from torch import Tensor
 
 from fedsim.check import Component, Invalid, Natural
 from fedsim.flower.arrays import decode
 from fedsim.flower.payload import Payload
+from fedsim.types import State
 
 ARRAYS, ORDER, OWN_DATA = "arrays", "order", "own_data"
 
@@ -48,15 +48,20 @@ class Order(Component):
             raise Invalid(f"a message without an order of this version of fedsim (fields that differ: {odd})")
         return cls(**sent)
 
-    def question(self, x: Tensor) -> str:
+    def question(self, told: State) -> str:
         """A digest of all that the answer depends on."""
         asked = f"{self.fingerprint}/{self.run}/{self.client}/{self.round}/{self.accepted}/{self.derived}"
-        return sha256(asked.encode() + x.numpy().tobytes()).hexdigest()
+        return sha256(asked.encode() + b"".join(v.numpy().tobytes() for v in told.values())).hexdigest()
 
 
-def model_of(message: Message, d: int) -> Tensor:
-    """The broadcast model x (d,) in a message; raises `Invalid` where it is not one."""
+def told_of(message: Message, shapes: dict[str, tuple[int, ...]]) -> State:
+    """What the server broadcast in a message, by name; raises `Invalid` where it is not of these names and shapes."""
     record = message.content.array_records.get(ARRAYS, ArrayRecord())
-    if set(record) != {"x"}:
-        raise Invalid(f"a message with arrays {sorted(record)[:3]}: must hold the model as 'x'")
-    return torch.tensor(decode(record["x"], "x", (d,), "f"), dtype=torch.float32)
+    if set(record) != set(shapes):
+        raise Invalid(
+            f"a message with arrays {sorted(record)[:3]}: must hold what the server tells, {sorted(shapes)}"
+        )
+    return {
+        name: torch.tensor(decode(record[name], name, shape, "f"), dtype=torch.float32)
+        for name, shape in shapes.items()
+    }

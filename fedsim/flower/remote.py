@@ -20,6 +20,7 @@ from fedsim.federation import Federation, Ids
 from fedsim.flower.order import ARRAYS, OWN_DATA, Order
 from fedsim.flower.payload import Payload, size, unpack
 from fedsim.flower.replies import SetAside, collect
+from fedsim.round import Messages
 from fedsim.types import State
 
 
@@ -63,18 +64,17 @@ class Remote:
         return {"accepted": torch.tensor(-1)}
 
     def __call__(
-        self, fed: Federation, states: State, x: Tensor, round: int, ids: Ids
-    ) -> tuple[State, Tensor, Ids]:
+        self, fed: Federation, states: State, told: State, round: int, ids: Ids
+    ) -> tuple[State, Messages, Ids]:
         """States, messages (k, d) and the ids of the k clients whose these are, in order."""
-        asked = self.ask(fed, states, x, round, ids)
+        asked = self.ask(fed, states, told, round, ids)
         return self.read(fed, round, ids, asked, exchange(self.grid, asked, self.wire))
 
-    def ask(self, fed: Federation, states: State, x: Tensor, round: int, ids: Ids) -> list[Message]:
+    def ask(self, fed: Federation, states: State, told: State, round: int, ids: Ids) -> list[Message]:
         """The orders of a round."""
         experiment, accepted = fed.experiment, states["accepted"].tolist()
-        text, fingerprint, shared = experiment.to_json(), experiment.fingerprint, ArrayRecord()
-        if not experiment.method.peer:
-            shared = model_record(x)
+        text, fingerprint, peer = experiment.to_json(), experiment.fingerprint, experiment.method.peer
+        shared = ArrayRecord() if peer else told_record(told)
         return [
             Message(
                 Order(
@@ -86,7 +86,7 @@ class Remote:
                     accepted=accepted[j],
                     payload=self.wire.payload,
                     derived=self.derived,
-                ).content(model_record(x[client]) if experiment.method.peer else shared),
+                ).content(told_record({k: v[client] for k, v in told.items()}) if peer else shared),
                 self.nodes[client],
                 MessageType.TRAIN,
                 group_id=str(round + 1),
@@ -102,7 +102,7 @@ class Remote:
         ids: Ids,
         asked: list[Message],
         replies: Iterable[Message],
-    ) -> tuple[State, Tensor, Ids]:
+    ) -> tuple[State, Messages, Ids]:
         """What a round's replies come to."""
         d = fed.x0.numel()
 
@@ -126,7 +126,7 @@ class Remote:
         bits = 8 * received / (d * max(1, len(rows)))
         log(INFO, "round %d: %d of %d answered, %.1f bits a coordinate", round, len(rows), len(ids), bits)
         stacked = torch.stack([rows[i][0] for i in answered.tolist()]) if rows else torch.zeros(0, d)
-        return {"accepted": torch.full(answered.shape, round)}, stacked.to(fed.device), answered
+        return {"accepted": torch.full(answered.shape, round)}, Messages(stacked.to(fed.device)), answered
 
     def silent(self) -> dict[str, list[int]]:
         """The clients that were set aside whenever they were asked, by the reason that came first."""
@@ -138,8 +138,9 @@ class Remote:
         return found
 
 
-def model_record(x: Tensor) -> ArrayRecord:
-    return ArrayRecord({"x": Array(x.cpu().numpy())})
+def told_record(told: State) -> ArrayRecord:
+    """What the server broadcasts, as arrays."""
+    return ArrayRecord({name: Array(value.cpu().numpy()) for name, value in told.items()})
 
 
 def exchange(grid: Grid, messages: list[Message], wire: Wire) -> Iterable[Message]:

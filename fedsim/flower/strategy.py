@@ -11,10 +11,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.federation import Federation, Ids
-from fedsim.flower.remote import Remote, Wire, discover, model_record
+from fedsim.flower.remote import Remote, Wire, discover, told_record
 from fedsim.round import Server, attempt
 from fedsim.spec import Experiment
 from fedsim.states import States
+from fedsim.types import State
 
 
 class MethodStrategy(Strategy):
@@ -27,7 +28,7 @@ class MethodStrategy(Strategy):
     def __init__(self, experiment: Experiment, *, run: str = "strategy", wire: Wire | None = None) -> None:
         self.fed, self._run, self._wire = Federation(experiment), run, wire
         self.server = Server.start(self.fed)
-        self.initial_arrays = model_record(self.server.x)
+        self.initial_arrays = told_record({"x": self.server.x})
         self._states: States | None = None
         self._remote: Remote | None = None
         self._asked: list[Message] = []
@@ -44,7 +45,7 @@ class MethodStrategy(Strategy):
             self._states = States.start(self._remote.first(self.fed), self.fed.computing)
         assert self._states is not None
         ids = self._computing(server_round - 1)
-        self._asked = self._remote.ask(self.fed, self._states.of(ids), self.server.x, server_round - 1, ids)
+        self._asked = self._remote.ask(self.fed, self._states.of(ids), self._told, server_round - 1, ids)
         return self._asked
 
     def aggregate_train(
@@ -54,11 +55,11 @@ class MethodStrategy(Strategy):
         assert self._states is not None
         round, fed = server_round - 1, self.fed
         ids = self._computing(round)
-        states, rows, answered = self._remote.read(fed, round, ids, self._asked, replies)
-        self.server, seen = attempt(fed, self.server, rows, answered, fed.cohort(round), round)
+        states, messages, answered = self._remote.read(fed, round, ids, self._asked, replies)
+        self.server, seen = attempt(fed, self.server, messages, answered, fed.cohort(round), round)
         if seen is not None:
             self._states = self._states.after(answered, states)
-        return (model_record(self.server.x) if seen else None), MetricRecord(self._remote.metrics)
+        return (told_record({"x": self.server.x}) if seen else None), MetricRecord(self._remote.metrics)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -67,6 +68,10 @@ class MethodStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         return None
+
+    @property
+    def _told(self) -> State:
+        return self.server.told(self.fed.experiment.method)
 
     def _computing(self, round: int) -> Ids:
         ids = self.fed.cohort(round)

@@ -75,7 +75,7 @@ class Privacy(Component):
         """Which data sets are neighbours."""
 
     @abstractmethod
-    def reach(self, batches: Batches, sizes: NDArray[np.int64], bound: float | None) -> Floats:
+    def client_sensitivity(self, batches: Batches, sizes: NDArray[np.int64], bound: float | None) -> Floats:
         """The part of each client's sensitivity that stays the same from round to round, (k,).
 
         `bound` is the L2 bound of a message, None where there is none.
@@ -83,7 +83,7 @@ class Privacy(Component):
 
     @abstractmethod
     def sensitivity(self, round: int) -> float:
-        """The other part: the L2 sensitivity of a release over its `reach`, example-level also over the clip."""
+        """The other part: the L2 sensitivity over `client_sensitivity`, example-level also over the clip."""
 
     @abstractmethod
     def releases(self, plan: Plan, rounds: Rounds, z: float) -> tuple[Release, ...]:
@@ -109,7 +109,7 @@ class Privacy(Component):
         return _calibrated(self, plan) if self.noise is None else self.noise
 
     def scale(self, plan: Plan, round: int) -> float:
-        """The standard deviation of a round's noise over each client's `reach`, example-level also over the clip."""
+        """The standard deviation of a round's noise over `client_sensitivity`, example-level also over the clip."""
         return self.multiplier(plan) * float(self.factors((round,))[0]) * self.sensitivity(round)
 
     def spent(self, plan: Plan, rounds: frozenset[Rounds]) -> float:
@@ -207,7 +207,7 @@ class ExampleDP(Privacy):
     def adjacency(self, batches: Batches) -> Adjacency:
         return batches.adjacency
 
-    def reach(self, batches: Batches, sizes: NDArray[np.int64], bound: float | None) -> Floats:
+    def client_sensitivity(self, batches: Batches, sizes: NDArray[np.int64], bound: float | None) -> Floats:
         return batches.share(sizes)
 
     def bound(self, round: int) -> float:
@@ -221,7 +221,7 @@ class ExampleDP(Privacy):
         return 1 / sqrt(1 - self.clip.spend) if isinstance(self.clip, Quantile) else 1.0
 
     def count_scale(self, plan: Plan, round: int) -> float:
-        """The standard deviation of the noise on the share of examples within the clip, over `reach`.
+        """Standard deviation of the noise on the share of examples within the clip, over `client_sensitivity`.
 
         Examples count as 1/2 or -1/2, so that one more, or another, moves the share by half of what it moves gradients.
         """
@@ -267,7 +267,7 @@ class MessageDP(Privacy):
     def adjacency(self, batches: Batches) -> Adjacency:
         return "replace-one"
 
-    def reach(self, batches: Batches, sizes: NDArray[np.int64], bound: float | None) -> Floats:
+    def client_sensitivity(self, batches: Batches, sizes: NDArray[np.int64], bound: float | None) -> Floats:
         if bound is None:
             raise Invalid(
                 "MessageDP: noise without clipping is not private; choose a method with a finite tau"
@@ -320,7 +320,7 @@ class CentralDP(Privacy):
     def adjacency(self, batches: Batches) -> Adjacency:
         return "replace-one"
 
-    def reach(self, batches: Batches, sizes: NDArray[np.int64], bound: float | None) -> Floats:
+    def client_sensitivity(self, batches: Batches, sizes: NDArray[np.int64], bound: float | None) -> Floats:
         return np.zeros(len(sizes))  # clients add no noise
 
     def sensitivity(self, round: int) -> float:

@@ -103,7 +103,7 @@ class Stage:
             if not mixed.rows.finite and not isfinite(mixed.rows.data.sum()):
                 raise BrokenRows
             block = mixed.block(columns)
-            shares = self.stages[-1].credit(block, f).double().cpu() / block.shape[1]
+            shares = self.stages[-1].row_influence(block, f).double().cpu() / block.shape[1]
             if mixed.weights is not None:
                 weights = mixed.weights.to_dense().double().cpu()
                 shares = shares * weights if weights.dim() == 1 else shares @ weights
@@ -113,7 +113,7 @@ class Stage:
         nothing = partial(torch.zeros, n, dtype=torch.float64)
         return solve(self, rows.detach(), f, previous, generator, measure, nothing)
 
-    def credit(self, block: Tensor, f: int) -> Tensor:
+    def row_influence(self, block: Tensor, f: int) -> Tensor:
         """The weight (m,) of each mixed row in the answers at a block's columns, summed over these."""
         return block.new_full((len(block),), block.shape[1] / len(block))
 
@@ -138,7 +138,7 @@ class TwoHookRule(Stage, Rule):
         """The answer (b,) at b columns of the mixed rows (m, b), which it may overwrite; here, row 0."""
         return block[0]
 
-    def credit(self, block: Tensor, f: int) -> Tensor:
+    def row_influence(self, block: Tensor, f: int) -> Tensor:
         with torch.enable_grad():
             block = block.detach().requires_grad_()
             return torch.autograd.grad(self.reduce(block, f).sum(), block)[0].sum(1)

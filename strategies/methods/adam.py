@@ -28,7 +28,7 @@ class Adam(FedSGD):
         return {"m": x.new_zeros(x.shape), "v": x.new_zeros(x.shape), "t": x.new_zeros(1)}
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        g, t = env.grad(x, batch), state["t"] + 1
+        g, t = env.first_gradient(), state["t"] + 1
         m, v = state["m"].lerp(g, 1 - self.b1), state["v"].lerp(g * g, 1 - self.b2)
         scale = (v / (1 - self.b2**t)).sqrt() + self.epsilon
         return {"m": m, "v": v, "t": t}, m / (1 - self.b1**t) / scale

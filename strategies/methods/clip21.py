@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsim.check import Positive, Share
 from fedsim.layout import clip_
 from fedsim.schedule import Rate, rate
-from fedsim.types import Batch, Env, Method, State
+from fedsim.types import Batch, Env, Method, ServerEnv, State
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ByzClip21SGD2M(Method):
     `beta` is the weight of the new gradient. The paper moves x first, with RAgg = 0 at the start: the same iterates.
     """
 
-    remembers: ClassVar[bool] = True
+    server_memory: ClassVar[bool] = True
 
     lr: Rate
     tau: Positive
@@ -41,23 +41,25 @@ class ByzClip21SGD2M(Method):
         return {"v": x.new_zeros(x.shape), "g": x.new_zeros(x.shape)}
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        v = torch.lerp(state["v"], env.grad(x, batch), self.beta, out=env.room("v"))
+        v = torch.lerp(state["v"], env.first_gradient(), self.beta, out=env.buffer("v"))
         q = clip_(v - state["g"], self.tau)
-        g = torch.add(state["g"], q, alpha=self.beta_hat, out=env.room("g"))
+        g = torch.add(state["g"], q, alpha=self.beta_hat, out=env.buffer("g"))
         return {"v": v, "g": g}, env.noisy(q)
 
     def server_init(self, x: Tensor, n: int) -> State:
         return {"x": x, "m": x.new_zeros(n, x.numel())}
 
-    def receive(self, state: State, rows: Tensor, ids: Tensor) -> tuple[State, Tensor]:
+    def receive(
+        self, state: State, rows: Tensor, ids: Tensor, *, out: Tensor | None = None
+    ) -> tuple[State, Tensor]:
         if len(ids) == len(state["m"]):  # all, in order
-            m = torch.add(state["m"], rows, alpha=self.beta_hat, out=rows)
+            m = torch.add(state["m"], rows, alpha=self.beta_hat, out=out)
         else:
             m = state["m"].index_add(0, ids, rows, alpha=self.beta_hat)
         return {**state, "m": m}, m
 
-    def update(self, state: State, aggregate: Tensor, round: int) -> State:
-        return {**state, "x": state["x"] - rate(self.lr, round) * aggregate}
+    def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
+        return {**state, "x": state["x"] - rate(self.lr, env.round) * aggregate}
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,18 @@ class Clip21SGD2M(ByzClip21SGD2M):
     Equal to Byz-Clip21-SGD2M with rule = Mean and f = 0, with a server memory of d numbers in place of n d.
     """
 
-    remembers: ClassVar[bool] = False
+    server_memory: ClassVar[bool] = False
     linear: ClassVar[bool] = True
 
     def server_init(self, x: Tensor, n: int) -> State:
         return {"x": x, "g": x.new_zeros(x.shape), "n": x.new_tensor(float(n))}
 
-    def receive(self, state: State, rows: Tensor, ids: Tensor) -> tuple[State, Tensor]:
+    def receive(
+        self, state: State, rows: Tensor, ids: Tensor, *, out: Tensor | None = None
+    ) -> tuple[State, Tensor]:
         return {**state, "share": len(ids) / state["n"]}, rows
 
-    def update(self, state: State, aggregate: Tensor, round: int) -> State:
+    def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
         # absent clients count as zero, as in the n-row memory
         g = state["g"] + self.beta_hat * state["share"] * aggregate
-        return {**state, "g": g, "x": state["x"] - rate(self.lr, round) * g}
+        return {**state, "g": g, "x": state["x"] - rate(self.lr, env.round) * g}

@@ -40,5 +40,5 @@ class SafeDSHB(ByzClipSGD):
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
         _, noisy = super().client_step({}, x, batch, env)
-        m = torch.lerp(state["m"], noisy, self.beta, out=env.room("m"))
+        m = torch.lerp(state["m"], noisy, self.beta, out=env.buffer("m"))
         return {"m": m}, m

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from fedsim.check import Momentum
 from fedsim.schedule import Rate, rate
-from fedsim.types import Batch, Env, Method, State
+from fedsim.types import Batch, Env, Method, ServerEnv, State
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class MoNNA(Method):
         return {"m": x.new_zeros(x.shape)}
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        m = torch.lerp(state["m"], env.grad(x, batch), 1 - self.momentum, out=env.room("m"))
+        m = torch.lerp(state["m"], env.first_gradient(), 1 - self.momentum, out=env.buffer("m"))
         return {"m": m}, x - rate(self.lr, env.round) * m
 
     def server_init(self, x: Tensor, n: int) -> State:
         return {"x": x.expand(n, -1).clone()}
 
-    def received(self, n: int, honest: int, f: int, generator: Generator) -> Tensor:
+    def topology(self, n: int, honest: int, f: int, generator: Generator) -> Tensor:
         others = max(0, honest - f - 1)
         chance = torch.rand(honest, honest, generator=generator).fill_diagonal_(-1)
         mask = torch.ones(n, n, dtype=torch.bool)
@@ -45,5 +45,5 @@ class MoNNA(Method):
         mask[:honest, :honest].scatter_(1, chance.argsort(dim=1)[:, : others + 1], True)
         return mask
 
-    def update(self, state: State, aggregate: Tensor, round: int) -> State:
+    def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
         return {"x": aggregate}

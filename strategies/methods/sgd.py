@@ -11,7 +11,7 @@ from torch import Tensor
 from fedsim.check import Count, Momentum, Positive
 from fedsim.layout import clip_
 from fedsim.schedule import Rate, rate
-from fedsim.types import Batch, Env, Method, State
+from fedsim.types import Batch, Env, Method, ServerEnv, State
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class FedSGD(Method):
 
     lr: Rate
 
-    def update(self, state: State, aggregate: Tensor, round: int) -> State:
-        return {**state, "x": state["x"] - rate(self.lr, round) * aggregate}
+    def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
+        return {**state, "x": state["x"] - rate(self.lr, env.round) * aggregate}
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class HeavyBall(FedSGD):
         return {"m": x.new_zeros(x.shape)}
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        m = torch.lerp(state["m"], env.grad(x, batch), 1 - self.momentum, out=env.room("m"))
+        m = torch.lerp(state["m"], env.first_gradient(), 1 - self.momentum, out=env.buffer("m"))
         return {"m": m}, m
 
 
@@ -64,10 +64,10 @@ class FedAvg(Method):
         return self.tau if isfinite(self.tau) else None
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        y, room, lr = x, None, rate(self.lr, env.round)
+        y, out, lr = x, None, rate(self.lr, env.round)
         for part in batch.split(self.local_steps):
-            y = room = env.descend(y, part, lr, out=room)
+            y = out = env.descend(y, part, lr, out=out)
         return state, env.noisy(clip_(x - y, self.tau))
 
-    def update(self, state: State, aggregate: Tensor, round: int) -> State:
-        return {**state, "x": state["x"] - rate(self.server_lr, round) * aggregate}
+    def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
+        return {**state, "x": state["x"] - rate(self.server_lr, env.round) * aggregate}

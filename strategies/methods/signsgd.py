@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsim.check import Momentum, NonNegative
 from fedsim.schedule import Rate, rate
-from fedsim.types import Batch, Env, Method, State
+from fedsim.types import Batch, Env, Method, ServerEnv, State
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class SignSGD(Method):
     decay: NonNegative = 0.0
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        return state, env.grad(x, batch).sign()
+        return state, env.first_gradient().sign()
 
-    def update(self, state: State, aggregate: Tensor, round: int) -> State:
+    def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
         x = state["x"]
-        return {**state, "x": x - rate(self.lr, round) * (aggregate + self.decay * x)}
+        return {**state, "x": x - rate(self.lr, env.round) * (aggregate + self.decay * x)}
 
 
 @dataclass(frozen=True)
@@ -42,5 +42,5 @@ class Signum(SignSGD):
         return {"v": x.new_zeros(x.shape)}
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        v = torch.lerp(state["v"], env.grad(x, batch), 1 - self.momentum, out=env.room("v"))
+        v = torch.lerp(state["v"], env.first_gradient(), 1 - self.momentum, out=env.buffer("v"))
         return {"v": v}, v.sign()

@@ -63,10 +63,10 @@ class NNA(TwoHookRule):
         most = super().max_f(n)
         return most if isinstance(self.pivot, int) else min(most, self.pivot.max_f(n))
 
-    def each(self, rows: Tensor, f: int, received: Tensor, *, generator: Generator | None = None) -> Tensor:
+    def each(self, rows: Tensor, f: int, topology: Tensor, *, generator: Generator | None = None) -> Tensor:
         """The answers (n, d) of n nodes, each with its own row as pivot: a step of peer-to-peer MoNNA.
 
-        `received` (n, n) says in row i whose rows node i has, its own among them. Of k rows a node averages its own
+        `topology` (n, n) says in row i whose rows node i has, its own among them. Of k rows a node averages its own
         and the k - f - 1 nearest others. Rows with NaN or Inf it never had, and they count against f; a node whose
         own row is such gets 0.
         """
@@ -79,7 +79,7 @@ class NNA(TwoHookRule):
                 answers if ids is None else torch.zeros_like(rows).index_copy(0, ids.to(rows.device), answers)
             )
 
-        nodes = _Nodes(received.cpu(), f)
+        nodes = _Nodes(topology.cpu(), f)
         nodes.require(n, f)
         return solve(nodes, rows, f, None, None, finish, lambda: torch.zeros_like(rows))
 
@@ -88,13 +88,13 @@ class NNA(TwoHookRule):
 class _Nodes(Stage):
     """NNA at every node, each on the rows that it received."""
 
-    received: Tensor
+    topology: Tensor
     f: int
 
     def weights(self, gram: Gram, f: int) -> Tensor:
         at = torch.tensor(gram.ids)
-        have = self.received[at[:, None], at]
-        broken = self.received[at].sum(1) - have.sum(1)
+        have = self.topology[at[:, None], at]
+        broken = self.topology[at].sum(1) - have.sum(1)
         keep = have.sum(1) - (self.f - broken).clamp_min(0)
         far = gram.distances.detach().masked_fill(~have, inf).fill_diagonal_(-1)
         kept = far.argsort(dim=1, stable=True).argsort(dim=1) < keep[:, None]

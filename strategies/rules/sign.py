@@ -24,7 +24,7 @@ class MajorityVote(TwoHookRule):
         vote = block.sign().sum(0).sign()
         return vote if self.ties == 0 else torch.where(vote == 0, float(self.ties), vote)
 
-    def credit(self, block: Tensor, f: int) -> Tensor:
+    def row_influence(self, block: Tensor, f: int) -> Tensor:
         """The share of the votes that went with the answer."""
         agree = (block.sign() == self.reduce(block, f)).to(block)
         return (agree / agree.sum(0).clamp_min(1)).sum(1)

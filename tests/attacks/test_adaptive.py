@@ -212,7 +212,7 @@ def test_an_honest_mean_of_zero_and_a_broken_honest_row_stop_nothing() -> None:
 
 def test_peers_are_attacked_through_the_mean_of_their_answers() -> None:
     view = view_of(NNA(pivot=0))
-    view = replace(view, target=replace(view.target, received=torch.ones(13, 13, dtype=torch.bool)))
+    view = replace(view, target=replace(view.target, topology=torch.ones(13, 13, dtype=torch.bool)))
     assert not Forecast.knows(path_of(view))
     found = damage_of(view, Adaptive(bound=8.0).forge(view))
     assert found >= 0.99 * best_of_grid(view, ALIE())

@@ -14,11 +14,11 @@ from fedsim.batches import Batches, Fixed, Full, Poisson
 from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import Dirichlet
 from fedsim.engines.vector import _sum
-from fedsim.federation import Federation
+from fedsim.federation import Federation, Ids
 from fedsim.gradients import one_client
 from fedsim.models import MLP
 from fedsim.privacy import ExampleDP, MessageDP, Privacy, Quantile
-from fedsim.round import Server, attempt, finish
+from fedsim.round import Messages, Server, attempt, finish
 from fedsim.runner import run
 from fedsim.spec import Experiment
 from fedsim.states import States
@@ -46,7 +46,7 @@ from fedsim.strategies import (
     TrimmedMean,
 )
 from fedsim.task import Task
-from fedsim.types import Attack, Batch, Method, Rule
+from fedsim.types import Attack, Batch, Method, Rule, State
 
 ROBUST = Chain(NNM(), Median())
 EXAMPLE, MESSAGE = ExampleDP(clip=0.5, noise=0.3, delta=1e-4), MessageDP(noise=0.3, delta=1e-4)
@@ -96,15 +96,26 @@ def agree(e: Experiment, rounds: int = 3, device: str = "cpu") -> None:
         ids = fed.cohort(t)
         working = ids[ids < fed.computing]
         states = kept.of(working)
-        theirs = vector(other, {k: v.to(device) for k, v in states.items()}, server.x.to(device), t, working)
-        states, rows = loop(fed, states, server.x, t, working)
-        close(theirs[1][: len(rows)], rows.mean(0, keepdim=True) if other.pooled else rows)
+        told = server.told(e.method)
+        after, theirs = vector(other, on(device, states), on(device, told), t, working)
+        states, ours = loop(fed, states, told, t, working)
+        assert theirs.mean_only == other.mean_only
+        close(theirs.rows, ours.rows.mean(0, keepdim=True) if theirs.mean_only else ours.rows)
         for name, value in states.items():
-            close(theirs[0][name], value)
+            close(after[name], value)
         kept = kept.after(working, states)
-        after_rows, _ = finish(fed, server, theirs[1].cpu(), ids, t)
-        server, _ = finish(fed, server, rows, ids, t)
+        after_rows, _ = finish(fed, server, replace(theirs, rows=theirs.rows.cpu(), spare=None), ids, t)
+        server, _ = finish(fed, server, ours, ids, t)
         close(after_rows.x, server.x)
+
+
+def ask(engine: str, fed: Federation, states: State, x: torch.Tensor, ids: Ids) -> Messages:
+    """The messages of a first round at x."""
+    return engines.get(engine)(fed, states, {"x": x}, 0, ids)[1]
+
+
+def on(device: str, state: State) -> State:
+    return {name: value.to(device) for name, value in state.items()}
 
 
 def close(ours: torch.Tensor, truth: torch.Tensor) -> None:
@@ -147,7 +158,7 @@ POOLED: dict[str, tuple[Method, Privacy | None]] = {
 def test_where_the_mean_is_enough_messages_are_added_up(case: str, cohort: int | None) -> None:
     method, privacy = POOLED[case]
     e = replace(experiment(method, Mean(), privacy), byzantine=0, attack=None, cohort=cohort)
-    assert Federation(e).pooled
+    assert Federation(e).mean_only
     agree(e)
 
 
@@ -157,7 +168,7 @@ def test_the_gradient_of_a_single_local_step_is_worked_out_once(monkeypatch: pyt
     fed, calls = Federation(e), []
     passes = fed.gradients.prepare
     monkeypatch.setattr(fed.gradients, "prepare", lambda *args: calls.append(0) or passes(*args))
-    engines.get("vector")(fed, {}, fed.x0, 0, np.arange(9))
+    ask("vector", fed, {}, fed.x0, np.arange(9))
     assert len(calls) == 1
 
 
@@ -184,29 +195,29 @@ def test_clipped_gradients_are_added_up_before_they_are_written(tau: float) -> N
     for case, at_once in ((bare, True), (e, False), (replace(bare, privacy=EXAMPLE), False)):
         fed = Federation(case)
         states = States.start(fed.client_state(), fed.computing).of(np.arange(9))
-        assert (_sum(fed, states, fed.x0, 0, np.arange(9)) is not None) == at_once
+        assert (_sum(fed, states, {"x": fed.x0}, 0, np.arange(9)) is not None) == at_once
 
 
 def test_where_it_is_not_they_are_kept() -> None:
     """A rule that looks at rows, Byzantine clients, rows that the server remembers, peers."""
     clean = replace(experiment(FedSGD(lr=0.5), Mean(), None), byzantine=0, attack=None)
-    assert Federation(clean).pooled
+    assert Federation(clean).mean_only
     for change in (
         {"rule": ROBUST},
         {"byzantine": 2, "attack": IPM(10.0)},
         {"method": ByzClip21SGD2M(lr=0.5, tau=0.3)},
         {"method": MoNNA(lr=0.5)},
     ):
-        assert not Federation(replace(clean, **change)).pooled
+        assert not Federation(replace(clean, **change)).mean_only
 
 
 def test_a_broken_message_among_those_added_up_is_dropped() -> None:
     e = replace(experiment(FedSGD(lr=0.5), Mean(), None), byzantine=0, attack=None)
     fed = Federation(e)
     fed.train.x[fed.starts[3] : fed.starts[4]] = torch.nan  # client 3's examples
-    _, rows = engines.get("vector")(fed, {}, fed.x0, 0, np.arange(9))
-    server, _ = finish(fed, Server.start(fed), rows, np.arange(9), 0)
-    _, truth = engines.get("loop")(fed, {}, fed.x0, 0, np.arange(9))
+    rows = ask("vector", fed, {}, fed.x0, np.arange(9)).rows
+    server, _ = finish(fed, Server.start(fed), Messages(rows), np.arange(9), 0)
+    truth = ask("loop", fed, {}, fed.x0, np.arange(9)).rows
     assert truth[3].isnan().any()
     assert len(rows) == 9
     close(server.x, fed.x0 - 0.5 * truth[[i for i in range(9) if i != 3]].mean(0))
@@ -221,9 +232,9 @@ def test_cuda_equals_loop(case: str) -> None:
 def test_a_client_alone_answers_what_it_answers_among_others() -> None:
     fed = Federation(experiment(*CASES["ByzClip21SGD2MPlus"]))
     states = fed.client_states()
-    _, rows = engines.get("loop")(fed, states, fed.x0, 0, np.arange(9))
+    rows = ask("loop", fed, states, fed.x0, np.arange(9)).rows
     fourth = {name: value[4:5] for name, value in states.items()}
-    _, one = engines.get("loop")(fed, fourth, fed.x0, 0, np.array([4]))
+    one = ask("loop", fed, fourth, fed.x0, np.array([4])).rows
     assert torch.equal(rows[4], one[0])
 
 
@@ -233,10 +244,10 @@ def test_a_peer_whose_message_is_lost_stays_where_it_is() -> None:
     fed, ids = Federation(e), np.arange(9)
     states, server = fed.client_states(), Server.start(fed)
     server.state["x"].normal_(generator=torch.Generator().manual_seed(0))
-    _, rows = engines.get("loop")(fed, states, server.x, 0, ids)
+    rows = ask("loop", fed, states, server.x, ids).rows
     there = np.delete(ids, 3)
-    after, _ = attempt(fed, server, rows[there], there, ids, 0)
-    mask = e.method.received(8, 6, 2, fed.keys.generator("received", 0))
+    after, _ = attempt(fed, server, Messages(rows[there]), there, ids, 0)
+    mask = e.method.topology(8, 6, 2, fed.keys.generator("received", 0))
     assert torch.equal(after.x[there], e.rule.each(rows[there], 2, mask))
     assert torch.equal(after.x[3], server.x[3])
 
@@ -268,13 +279,13 @@ def test_a_gradient_that_overflows_counts_as_zero_where_it_is_clipped(
     fed.train.x[place] = 1e38
     states, ids = fed.client_states(), np.arange(9)
     assert not one_client(fed.model, 30 * fed.x0, fed_batch(fed, 3)).isfinite().all()
-    _, truth = engines.get("loop")(fed, states, 30 * fed.x0, 0, ids)
-    _, rows = engines.get("vector")(fed, states, 30 * fed.x0, 0, ids)
+    truth = ask("loop", fed, states, 30 * fed.x0, ids).rows
+    rows = ask("vector", fed, states, 30 * fed.x0, ids).rows
     assert truth.isfinite().all()
     close(rows, truth if len(rows) == 9 else truth.mean(0, keepdim=True))
     fed.train.x[place] = 0.0
     fed.train.y[place] = 0
-    _, others = engines.get("loop")(fed, states, 30 * fed.x0, 0, ids)
+    others = ask("loop", fed, states, 30 * fed.x0, ids).rows
     assert float((others[3] - truth[3]).norm()) <= 2 * 0.5 / int(fed.sizes[3])
 
 
@@ -288,8 +299,8 @@ def test_a_message_that_overflows_counts_as_zero_where_it_is_clipped(rule: Rule)
     e = replace(experiment(ByzClipSGD(lr=0.5, tau=0.3), rule, MESSAGE), byzantine=0, attack=None)
     fed = Federation(replace(e, task=replace(e.task, l2=0.0)))
     fed.train.x[fed.starts[3] : fed.starts[4]] = torch.nan
-    _, truth = engines.get("loop")(fed, {}, fed.x0, 0, np.arange(9))
-    _, rows = engines.get("vector")(fed, {}, fed.x0, 0, np.arange(9))
+    truth = ask("loop", fed, {}, fed.x0, np.arange(9)).rows
+    rows = ask("vector", fed, {}, fed.x0, np.arange(9)).rows
     noise = fed.noisy(torch.zeros(9, fed.x0.numel()), "message", 0, np.arange(9))
     close(truth[3], noise[3])
     close(rows, truth)

@@ -90,8 +90,8 @@ def asking(site: Site, e: Experiment) -> Callable[[int, int], tuple[torch.Tensor
         grid = site.grid()
         remote = Remote(grid, discover(grid, site.clients), run="again", derived=False)
         states = {"accepted": torch.full((site.clients,), accepted)}
-        _, rows, _ = remote(fed, states, fed.x0, round, np.arange(site.clients))
-        return rows, [each.reason for each in remote.set_aside]
+        _, came, _ = remote(fed, states, {"x": fed.x0}, round, np.arange(site.clients))
+        return came.rows, [each.reason for each in remote.set_aside]
 
     return ask
 
@@ -121,11 +121,13 @@ def test_a_device_draws_its_own_noise_in_the_right_scale() -> None:
     fed = DeviceFederation(e, Agreement(client=2), secret=5, derived=False)
     clean = DeviceFederation(replace(e, privacy=None), Agreement(client=2), secret=5, derived=False)
     state = e.method.client_init(fed.x0)
-    rows = torch.stack([answer(fed, 2, state, fed.x0, 0)[1] for _ in range(200)])
-    noise = rows - answer(clean, 2, state, fed.x0, 0)[1]
+    rows = torch.stack([answer(fed, 2, state, {"x": fed.x0}, 0)[1] for _ in range(200)])
+    noise = rows - answer(clean, 2, state, {"x": fed.x0}, 0)[1]
     assert abs(float(noise.std()) / (0.3 * 2 * 0.3) - 1) < 0.02  # multiplier times sensitivity 2 tau
     derived = DeviceFederation(e, Agreement(client=2), secret=5, derived=True)
-    assert torch.equal(answer(derived, 2, state, fed.x0, 0)[1], answer(Federation(e), 2, state, fed.x0, 0)[1])
+    assert torch.equal(
+        answer(derived, 2, state, {"x": fed.x0}, 0)[1], answer(Federation(e), 2, state, {"x": fed.x0}, 0)[1]
+    )
 
 
 def test_batches_are_drawn_from_the_devices_secret() -> None:

@@ -121,7 +121,7 @@ def test_what_is_no_message_is_refused(arrays: dict[str, Any]) -> None:
 def test_a_memory_survives_being_written() -> None:
     fed = Federation(small())
     asking = remote(fed)
-    asking(fed, NEW, fed.x0, 0, np.arange(5))
+    asking(fed, NEW, {"x": fed.x0}, 0, np.arange(5))
     for context in asking.grid.contexts.values():
         memory = recollect(context, "a")
         again = Memory.load(memory.dump())
@@ -136,11 +136,11 @@ def test_the_same_question_gets_the_same_answer_and_another_none() -> None:
     fed = Federation(small())
     asking = remote(fed)
     everyone = np.arange(5)
-    _, first, _ = asking(fed, NEW, fed.x0, 0, everyone)
+    _, first, _ = asking(fed, NEW, {"x": fed.x0}, 0, everyone)
     fed.normal = lambda *_: pytest.fail("a second draw of noise")  # type: ignore[assignment]
-    _, second, _ = asking(fed, NEW, fed.x0, 0, everyone)
-    assert torch.equal(first, second)
-    _, _, answered = asking(fed, NEW, fed.x0 + 1, 0, everyone)
+    _, second, _ = asking(fed, NEW, {"x": fed.x0}, 0, everyone)
+    assert torch.equal(first.rows, second.rows)
+    _, _, answered = asking(fed, NEW, {"x": fed.x0 + 1}, 0, everyone)
     assert len(answered) == 0
     assert all("answers a round once" in each.reason for each in asking.set_aside)
 
@@ -148,9 +148,9 @@ def test_the_same_question_gets_the_same_answer_and_another_none() -> None:
 def test_a_server_that_forgot_is_told_so() -> None:
     fed = Federation(small())
     asking = remote(fed)
-    states, _, _ = asking(fed, NEW, fed.x0, 0, np.arange(5))
-    states, _, _ = asking(fed, states, fed.x0, 1, np.arange(5))
-    _, _, answered = asking(fed, NEW, fed.x0, 2, np.arange(5))
+    states, _, _ = asking(fed, NEW, {"x": fed.x0}, 0, np.arange(5))
+    states, _, _ = asking(fed, states, {"x": fed.x0}, 1, np.arange(5))
+    _, _, answered = asking(fed, NEW, {"x": fed.x0}, 2, np.arange(5))
     assert len(answered) == 0
     assert "one of the two lost its memory" in asking.set_aside[-1].reason
 
@@ -225,7 +225,7 @@ def test_orders_that_are_none() -> None:
     content = order.content(x)
     content["order"] = ConfigRecord({**content["order"], "round": -1})
     assert "Order.round = -1" in refused(content, fed)
-    assert "must hold the model" in refused(order.content(ArrayRecord({"y": x["x"]})), fed)
+    assert "must hold what the server tells, ['x']" in refused(order.content(ArrayRecord({"y": x["x"]})), fed)
     assert "shape" in refused(order.content(ArrayRecord({"x": Array(np.zeros(3, np.float32))})), fed)
 
 
@@ -240,5 +240,5 @@ def test_peers_and_server_states_travel() -> None:
     """Orders carry the model that a client starts from: the same for all, or each its own among peers."""
     fed = Federation(small())
     x: Tensor = Server.start(fed).x
-    asked = remote(fed).ask(fed, NEW, x, 0, np.arange(5))
+    asked = remote(fed).ask(fed, NEW, {"x": x}, 0, np.arange(5))
     assert len({id(message.content["arrays"]) for message in asked}) == 1

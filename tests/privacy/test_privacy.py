@@ -75,17 +75,17 @@ def test_the_noise_is_the_multiplier_times_twice_the_clip_over_the_batch():
     private, sizes = ExampleDP(0.5, noise=3.0), np.array([10, 100])
     scale = private.scale(plan(), 7) * private.bound(7)
     np.testing.assert_allclose(
-        scale * private.reach(Full(), sizes, None), [3 * 2 * 0.5 / 10, 3 * 2 * 0.5 / 100]
+        scale * private.client_sensitivity(Full(), sizes, None), [3 * 2 * 0.5 / 10, 3 * 2 * 0.5 / 100]
     )
     np.testing.assert_allclose(
-        scale * private.reach(Fixed(20), sizes, None), [3 * 2 * 0.5 / 10, 3 * 2 * 0.5 / 20]
+        scale * private.client_sensitivity(Fixed(20), sizes, None), [3 * 2 * 0.5 / 10, 3 * 2 * 0.5 / 20]
     )
     np.testing.assert_allclose(
-        scale * private.reach(Poisson(rate=0.2), sizes, None), [3 * 0.5 / 2, 3 * 0.5 / 20]
+        scale * private.client_sensitivity(Poisson(rate=0.2), sizes, None), [3 * 0.5 / 2, 3 * 0.5 / 20]
     )
     message = MessageDP(noise=3.0)
     np.testing.assert_allclose(
-        message.scale(plan(), 7) * message.reach(Full(), sizes, 0.3), [3 * 2 * 0.3] * 2
+        message.scale(plan(), 7) * message.client_sensitivity(Full(), sizes, 0.3), [3 * 2 * 0.3] * 2
     )
 
 
@@ -294,7 +294,7 @@ def test_a_clip_that_adapts_finds_the_quantile_of_every_client():
     fed = Federation(chosen)
     states, ids = fed.client_states(), np.arange(6)
     for t in range(100):
-        states, _ = engines.get("vector")(fed, states, fed.x0, t, ids)
+        states, _ = engines.get("vector")(fed, states, {"x": fed.x0}, t, ids)
     batch = fed.batch(0, ids)
     for i, bound in enumerate(states["privacy.clip"].tolist()):
         single = Batch(batch.x[i][:, None], batch.y[i][:, None], torch.ones(batch.y.shape[1], 1))

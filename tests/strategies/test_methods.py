@@ -99,7 +99,7 @@ def rounds(experiment: Experiment) -> list[Tensor]:
     fed = Federation(experiment)
     server, states, models = Server.start(fed), fed.client_states(), []
     for t in range(experiment.rounds):
-        states, rows = loop.rows(fed, states, server.x, t, np.arange(fed.computing))
+        states, rows = loop.rows(fed, states, server.told(fed.experiment.method), t, np.arange(fed.computing))
         server, _ = finish(fed, server, rows, np.arange(experiment.clients), t)
         models.append(server.x)
     return models
@@ -255,7 +255,7 @@ def test_monna_line_by_line() -> None:
     x = np.repeat(fed.x0.double().numpy()[None], n, 0)
     m = np.zeros((h, x.shape[1]))
     for t in range(3):
-        states, rows = loop.rows(fed, states, server.x, t, np.arange(h))
+        states, rows = loop.rows(fed, states, server.told(fed.experiment.method), t, np.arange(h))
         server, _ = finish(fed, server, rows, np.arange(n), t)
         batch = fed.batch(t, np.arange(h))
         half = np.zeros_like(x)
@@ -266,7 +266,7 @@ def test_monna_line_by_line() -> None:
             m[i] = 0.8 * m[i] + 0.2 * g
             half[i] = x[i] - 0.5 * m[i]
         half[h:] = -0.5 * half[:h].mean(0)
-        mask = e.method.received(n, h, f, fed.keys.generator("received", t))
+        mask = e.method.topology(n, h, f, fed.keys.generator("received", t))
         for i in range(h):
             has = np.flatnonzero(mask[i].numpy())
             assert i in has
