@@ -1,23 +1,139 @@
-"""A model as one flat vector, and back; everything over the last axis, so (d,) and (n, d) alike."""
+"""What lies where in a flat vector: the parameters of a model that are trained; all over the last axis.
+
+x (d,), messages, gradients and whatever a client or the server keeps of them hold the trained parameters alone. Frozen
+ones (`requires_grad=False`) stay in the model.
+"""
 
 from __future__ import annotations
 
-from math import inf
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf, prod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from fedsim.check import Invalid
+
+Role = Literal["hidden", "input", "head", "conv", "embedding", "vector"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One parameter of a model.
+
+    role  "embedding", "conv", "vector" (fewer than two axes), or where in the order of the other matrices it stands:
+          "input" (first), "head" (last), "hidden"
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+    trained: bool = True
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The blocks of a vector, in order.
+
+    layout = Layout.of(nn.Linear(3, 2))             # weight (2, 3), bias (2,)
+    weight, bias = layout.views(torch.zeros(5, 8))  # (5, 2, 3), (5, 2)
+    """
+
+    blocks: tuple[Block, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Layout:
+        """All parameters of a model, in the order of `named_parameters`."""
+        named = list(model.named_parameters())
+        kinds = {id(p): type(m) for m in model.modules() for p in m.parameters(recurse=False)}
+        wide = [name for name, p in named if p.dim() > 1 and not issubclass(kinds[id(p)], nn.Embedding)]
+
+        def role(name: str, p: Tensor) -> Role:
+            if issubclass(kinds[id(p)], nn.Embedding):
+                return "embedding"
+            if p.dim() < 2:
+                return "vector"
+            if issubclass(kinds[id(p)], nn.modules.conv._ConvNd):
+                return "conv"
+            return "head" if name == wide[-1] else "input" if name == wide[0] else "hidden"
+
+        return cls(tuple(Block(name, tuple(p.shape), role(name, p), p.requires_grad) for name, p in named))
+
+    @cached_property
+    def trained(self) -> Layout:
+        """The blocks that are trained: those of x and of a gradient."""
+        return Layout(tuple(block for block in self.blocks if block.trained))
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        return [block.size for block in self.blocks]
+
+    @property
+    def width(self) -> int:
+        """Numbers in all blocks."""
+        return sum(self.sizes)
+
+    def views(self, x: Tensor) -> list[Tensor]:
+        """Each block of x (..., width) in its shape, (..., *shape)."""
+        pieces = x.split(self.sizes, -1)
+        return [piece.unflatten(-1, b.shape) for piece, b in zip(pieces, self.blocks, strict=True)]
+
+    def join(self, parts: Iterable[Tensor]) -> Tensor:
+        """The inverse of `views`."""
+        pairs = zip(parts, self.blocks, strict=True)
+        return torch.cat([part.flatten(part.dim() - len(b.shape)) for part, b in pairs], -1)
+
+    def map(self, f: Callable[[Block, Tensor], Tensor], x: Tensor) -> Tensor:
+        """x with f(block, view) in place of each view."""
+        return self.join(f(block, view) for block, view in zip(self.blocks, self.views(x), strict=True))
+
+    def trained_of(self, whole: Tensor) -> Tensor:
+        """The trained blocks (..., trained.width) of a vector (..., width)."""
+        pieces = whole.split(self.sizes, -1)
+        return torch.cat([piece for piece, b in zip(pieces, self.blocks, strict=True) if b.trained], -1)
+
+    def put(self, whole: Tensor, trained: Tensor) -> Tensor:
+        """`whole` (width,) with its trained blocks replaced by `trained` (..., trained.width)."""
+        new, lead = iter(trained.split(self.trained.sizes, -1)), trained.shape[:-1]
+        pairs = zip(whole.split(self.sizes, -1), self.blocks, strict=True)
+        return torch.cat([next(new) if b.trained else piece.expand(*lead, -1) for piece, b in pairs], -1)
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name; raises `Invalid` where there are none."""
+    named = dict(model.named_parameters())
+    found = {name: p for name, p in named.items() if p.requires_grad}
+    if not found:
+        raise Invalid(
+            f"model: none of its {len(named)} parameters is trained; at least one must have requires_grad=True"
+        )
+    return found
+
 
 def flatten(model: nn.Module) -> Tensor:
-    """The parameters of a model as one vector (d,), in the order of `named_parameters`."""
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    """The trained parameters of a model as one vector (d,), in the order of `named_parameters`."""
+    return torch.cat([p.detach().reshape(-1) for p in trained(model).values()])
 
 
 def unflatten(x: Tensor, model: nn.Module) -> dict[str, Tensor]:
-    """Views of x (..., d) under the names and shapes (..., *shape) of a model's parameters."""
-    named = list(model.named_parameters())
-    pieces = torch.split(x, [p.numel() for _, p in named], dim=-1)
-    return {name: piece.unflatten(-1, p.shape) for (name, p), piece in zip(named, pieces, strict=True)}
+    """Views of x (..., d) under the names and shapes (..., *shape) of a model's trained parameters."""
+    named = trained(model)
+    pieces = torch.split(x, [p.numel() for p in named.values()], dim=-1)
+    return {
+        name: piece.unflatten(-1, p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)
+    }
+
+
+def parameters(x: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    """All parameters of a model by name: the trained ones from x (d,), frozen ones as the model has them."""
+    return {name: p.detach() for name, p in model.named_parameters()} | unflatten(x, model)
 
 
 PART = 4096  # numbers summed at a time

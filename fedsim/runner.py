@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim import engines
 from fedsim.check import Invalid
 from fedsim.federation import Federation
-from fedsim.layout import unflatten
+from fedsim.layout import parameters
 from fedsim.machine import malloc as heap
 from fedsim.machine.mapped import Space
 from fedsim.privacy.ledger import Ledger
@@ -116,7 +116,7 @@ def drive(
     finally:
         live.states.close()
     seconds = time.perf_counter() - began
-    model = {name: value.cpu().clone() for name, value in unflatten(live.x(fed), fed.model).items()}
+    model = {name: value.cpu().clone() for name, value in parameters(live.x(fed), fed.model).items()}
     if record and (live.round > begun_at or not record.finished):
         record.save(live.dump())
         record.save_model(model)

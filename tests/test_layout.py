@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from fedsim.batches import Fixed
 from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import IID
 from fedsim.federation import Federation
-from fedsim.layout import clip_, flatten, norms, unflatten
+from fedsim.layout import Layout, clip_, flatten, norms, unflatten
 from fedsim.machine.threads import each
 from fedsim.models import MLP
 from fedsim.privacy import MessageDP
@@ -47,6 +48,53 @@ def test_flat_and_back() -> None:
     assert all(torch.equal(parts[name], p) for name, p in model.named_parameters())
     many = unflatten(x.expand(4, -1), model)
     assert all(many[name].shape == (4, *p.shape) for name, p in model.named_parameters())
+
+
+def test_a_layout_names_every_block_and_what_it_is_for() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.conv = nn.Embedding(5, 2), nn.Conv2d(1, 3, 2)
+            self.first, self.norm = nn.Linear(2, 4, bias=False), nn.LayerNorm(4)
+            self.middle, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    net = Net()
+    net.middle.requires_grad_(False)
+    layout = Layout.of(net)
+    assert [(b.name, b.role) for b in layout.blocks] == [
+        ("words.weight", "embedding"),
+        ("conv.weight", "conv"),
+        ("conv.bias", "vector"),
+        ("first.weight", "hidden"),
+        ("norm.weight", "vector"),
+        ("norm.bias", "vector"),
+        ("middle.weight", "hidden"),
+        ("middle.bias", "vector"),
+        ("last.weight", "head"),
+        ("last.bias", "vector"),
+    ]
+    assert Layout.of(MLP(hidden=(4, 4)).build((1, 2, 2), 3)).blocks[0].role == "input"
+    assert [b.name for b in layout.blocks if not b.trained] == ["middle.weight", "middle.bias"]
+    assert layout.trained.width == len(flatten(net)) == layout.width - 20
+
+
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_views_of_a_layout_and_back(lead: tuple[int, ...]) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    net[0].requires_grad_(False)
+    layout = Layout.of(net)
+    whole = torch.cat([p.detach().flatten() for p in net.parameters()])
+    x = torch.randn(*lead, layout.trained.width)
+    views = layout.trained.views(x)
+    assert [v.shape for v in views] == [(*lead, 2, 4), (*lead, 2)]
+    assert torch.equal(layout.trained.join(views), x)
+    doubled = layout.trained.map(lambda block, view: view * (2 if block.role == "head" else 1), x)
+    assert torch.equal(doubled, torch.cat([2 * x[..., :8], x[..., 8:]], -1))
+    put = layout.put(whole, x)
+    assert put.shape == (*lead, layout.width)
+    assert torch.equal(layout.trained_of(put), x)
+    assert torch.equal(put[..., :16], whole[:16].expand(*lead, 16))
+    assert torch.equal(layout.trained_of(whole), flatten(net))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -129,5 +129,6 @@ def _activations(model: nn.Module, x: Tensor, example: Batch) -> int:
 
     with saved_tensors_hooks(count, lambda t: t):
         one_client(model, x, example)
-    saved.pop(x.untyped_storage().data_ptr(), None)
+    for kept in (x, *model.parameters()):
+        saved.pop(kept.untyped_storage().data_ptr(), None)
     return 2 * sum(saved.values())

@@ -7,7 +7,7 @@ from math import sqrt
 
 from torch import Tensor, nn
 
-from fedsim.layout import clip_factor
+from fedsim.layout import clip_factor, trained
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Clip:
 
 
 def layer_sizes(model: nn.Module) -> list[int]:
-    """How many parameters each layer (a module that holds some itself) has, in the order of `named_parameters`."""
+    """How many trained parameters each layer (a module with some of its own) has, in the order of the vector."""
     sizes: dict[str, int] = {}
-    for path, parameter in model.named_parameters():
+    for path, parameter in trained(model).items():
         layer = path.rpartition(".")[0]
         sizes[layer] = sizes.get(layer, 0) + parameter.numel()
     return list(sizes.values())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fedsim.gradients.clip import Clip
 from fedsim.gradients.reference import one_client, weighted_clip
-from fedsim.layout import norms, unflatten
+from fedsim.layout import norms, trained, unflatten
 from fedsim.types import Batch
 
 
@@ -42,7 +42,9 @@ class Vmap:
 
     def numbers(self, b: int, clipped: bool) -> int:
         gradients = b if clipped else 1
-        return 2 * gradients * sum(p.numel() for p in self.model.parameters())  # by parameter, and as rows
+        return (
+            2 * gradients * sum(p.numel() for p in trained(self.model).values())
+        )  # by parameter, and as rows
 
     def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Known:
         if clip is None:

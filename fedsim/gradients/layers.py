@@ -50,10 +50,11 @@ class Rows:
 
 
 class Layer(ABC):
-    """A module, in the form that serves n clients."""
+    """A module, in the form that serves n clients; `trained` names those of its parameters that gradients are of."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
+        self.trained = {name for name, p in module.named_parameters(recurse=False) if p.requires_grad}
 
     @staticmethod
     def fits(module: Any) -> bool:

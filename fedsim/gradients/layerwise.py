@@ -64,21 +64,29 @@ class Layerwise:
         self.channels_last = channels_last
         self.stored = 0  # numbers that clipping keeps for each example
         self.model = copy.deepcopy(model)
-        self.layers: dict[str, Layer] = {}
+        self.layers: dict[
+            str, Layer
+        ] = {}  # those with parameters that are trained; the others are part of the model
         self.now = _Pass()
         for name, module in self.model.named_modules():
-            if next(module.parameters(recurse=False), None) is not None:
+            if any(p.requires_grad for p in module.parameters(recurse=False)):
                 if type(module) not in LAYERS or not LAYERS[type(module)].fits(module):
                     raise Unfit(f"{name} is a {type(module).__name__}")
                 self.layers[name] = LAYERS[type(module)](module)
                 module.forward = partial(self._call, name)
-        named = list(self.model.named_parameters(remove_duplicate=False))
+        every = list(self.model.named_parameters(remove_duplicate=False))
+        named = [(path, p) for path, p in every if p.requires_grad]
         if len({id(parameter) for _, parameter in named}) < len(named):
             raise Unfit("layers share weights")
         self.linear = {name: layer for name, layer in self.layers.items() if isinstance(layer, Linear)}
         self.normed = len(self.linear) == len(self.layers)
         self.sizes = [parameter.numel() for _, parameter in named]
         self.places = [(*path.rpartition(".")[::2], parameter.shape) for path, parameter in named]
+        self.frozen: dict[str, Parameters] = {name: {} for name in self.layers}
+        for path, p in every:
+            layer, _, name = path.rpartition(".")
+            if layer in self.layers and not p.requires_grad:
+                self.frozen[layer][name] = p.detach()
         for _, parameter in named:  # a weight that is read outside of its layer is not a number
             parameter.data = parameter.new_full((), torch.nan).expand(parameter.shape)
 
@@ -111,7 +119,7 @@ class Layerwise:
         if self.channels_last:
             inputs = torch.empty_like(inputs, memory_format=torch.channels_last).copy_(inputs)
         with torch.enable_grad():
-            self.now.at, self.now.calls = self.views(x.detach().requires_grad_()), {}
+            self.now.at, self.now.calls = self._parameters(x.detach().requires_grad_()), {}
             logits = self.model(inputs)
         calls, self.now.calls, self.now.at = self.now.calls, {}, {}
         if calls.keys() != self.layers.keys():
@@ -132,6 +140,14 @@ class Layerwise:
         self.stored = sum(each[0].numel() for _, each in both.values() if each is not None)
         return torch.stack([square for square, _ in both.values()]), {
             n: each for n, (_, each) in both.items()
+        }
+
+    def _parameters(self, x: Tensor) -> dict[str, Parameters]:
+        """All parameters of each layer: those of x (d,) or (n, d), and frozen ones."""
+        own = x.shape[:-1]
+        return {
+            layer: views | {name: p.expand(*own, *p.shape) for name, p in self.frozen[layer].items()}
+            for layer, views in self.views(x).items()
         }
 
     def views(self, x: Tensor) -> dict[str, Parameters]:

@@ -36,6 +36,8 @@ class Product(Layer):
         """The bias gradient (N, o) of each example."""
 
     def square_norms(self, kept: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
+        if "weight" not in self.trained:
+            return square(self.over_places(g)), None
         o, k = self.module.weight.flatten(1).shape
         t = g[0].numel() // o
         store = t > 1 and 2 * t * (k + o) > k * o
@@ -51,18 +53,19 @@ class Product(Layer):
                 norms[block] = square(u) * square(h)
             else:
                 norms[block] = ((u @ u.mT) * (h @ h.mT)).sum((1, 2))
-        return norms if self.module.bias is None else norms.add_(square(self.over_places(g))), each
+        return norms.add_(square(self.over_places(g))) if "bias" in self.trained else norms, each
 
     def write(
         self, kept: Tensor, g: Tensor, weight: Tensor | None, each: Tensor | None, rows: Rows, n: int
     ) -> None:
         if each is None or weight is None:
             g, weight = weighed(g, weight), None
-            self.write_weight(kept, g, rows, n)
+            if "weight" in self.trained:
+                self.write_weight(kept, g, rows, n)
         else:
             sums: Tensor = weight.unsqueeze(1) @ each.view(n, -1, each[0].numel())
             rows.put("weight", self.shaped(sums.view(n, *each.shape[1:])))
-        if self.module.bias is not None:
+        if "bias" in self.trained:
             rows.put("bias", total(self.over_places(g), weight, n))
 
 
@@ -88,7 +91,8 @@ class Linear(Product):
     def sum_norms(self, kept: Tensor, g: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """Of each client's sum the squared norm (n,), and that of all its terms side by side: what rounding acts on."""
         u, h = kept.reshape(n, -1, kept.shape[-1]), g.reshape(n, -1, g.shape[-1])
-        inner = u @ u.mT if self.module.bias is None else (u @ u.mT).add_(1.0)  # a bias is an input of 1
+        inner = u @ u.mT if "weight" in self.trained else u.new_zeros(n, u.shape[1], u.shape[1])
+        inner = inner.add_(1.0) if "bias" in self.trained else inner  # a bias is an input of 1
         terms = inner.mul_(h @ h.mT)
         return terms.sum((1, 2)), terms.abs().sum((1, 2))
 

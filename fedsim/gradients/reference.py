@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from fedsim.check import Invalid
 from fedsim.gradients.clip import Clip, layer_sizes
-from fedsim.layout import norms, unflatten
+from fedsim.layout import norms, trained, unflatten
 from fedsim.types import Batch
 
 
 def one_client(model: nn.Module, x: Tensor, batch: Batch, clip: Clip | float | None = None) -> Tensor:
-    """Gradient (d,) of one client's batch (b, ...) at x (d,).
+    """Gradient (d,) of one client's batch (b, ...) at x (d,), the trained parameters.
 
     sum_j w_j grad_j, with grad_j the gradient of the cross-entropy of example j and w_j its weight; with
     `clip` sum_j w_j min(1, clip / ||grad_j||) grad_j, from the per-sample gradients of Opacus (Yousefpour et
@@ -67,14 +67,14 @@ def _per_example(model: nn.Module, x: Tensor, batch: Batch) -> Tensor:
         if hasattr(module, "inplace"):
             module.inplace = False  # the hooks of Opacus forbid it
     with torch.no_grad():
-        for p, value in zip(model.parameters(), unflatten(x, model).values(), strict=True):
+        for p, value in zip(trained(model).values(), unflatten(x, model).values(), strict=True):
             p.copy_(value)
     # by functorch, since the formulas of Opacus leave out an embedding's padding and a missing bias
     sampled = GradSampleModule(model, loss_reduction="sum", force_functorch=True)
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.filterwarnings("ignore", "Full backward hook is firing|In CPU autocast")  # of no consequence
         torch.autograd.backward(F.cross_entropy(sampled(batch.x), batch.y, reduction="sum"))
-    named = list(model.named_parameters())
+    named = list(trained(model).items())
     each = [_of_weight(p, len(batch.y)) for _, p in named]
     lengths = [float(rows.norm(dim=1).sum()) for rows in each]
     rounding = 1e-6 * sum(lengths)  # what is left of a gradient that is zero

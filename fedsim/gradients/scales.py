@@ -35,16 +35,18 @@ class Norm(Layer):
         return x, y + self.beside(own["bias"], z.dim()) if "bias" in own else y
 
     def square_norms(self, kept: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
-        each = self.over_places(self.normalise(kept) * g)
-        norms = square(each)
-        return norms if self.module.bias is None else norms + square(self.over_places(g)), each
+        each = self.over_places(self.normalise(kept) * g) if "weight" in self.trained else None
+        norms = g.new_zeros(len(g)) if each is None else square(each)
+        return norms + square(self.over_places(g)) if "bias" in self.trained else norms, each
 
     def write(
         self, kept: Tensor, g: Tensor, weight: Tensor | None, each: Tensor | None, rows: Rows, n: int
     ) -> None:
-        each = self.over_places(self.normalise(kept) * g) if each is None else each
-        rows.put("weight", total(each, weight, n))
-        rows.put("bias", total(self.over_places(g), weight, n))
+        if "weight" in self.trained:
+            each = self.over_places(self.normalise(kept) * g) if each is None else each
+            rows.put("weight", total(each, weight, n))
+        if "bias" in self.trained:
+            rows.put("bias", total(self.over_places(g), weight, n))
 
 
 class GroupNorm(Norm):
