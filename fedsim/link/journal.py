@@ -1,0 +1,70 @@
+"""What the link and the deployment say: one JSON object a line on standard error, and counters for Prometheus."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+from prometheus_client import Counter, Gauge, start_http_server
+
+from fedsim.link.frame import printable
+
+LOG = logging.getLogger("fedsim.link")
+
+CONNECTIONS = Counter("fedsim_link_connections", "Streams that began.", ["side"])
+REFUSED = Counter("fedsim_link_refused", "Streams, frames and questions that were refused.", ["side"])
+MESSAGES = Counter("fedsim_link_messages", "Whole frames.", ["side", "way"])
+BYTES = Counter("fedsim_link_bytes", "Bytes of whole frames.", ["side", "way"])
+ONLINE = Gauge(
+    "fedsim_link_online", "Devices that are connected to this server, or whether this device is.", ["side"]
+)
+
+
+def say(event: str, level: int = logging.INFO, **fields: Any) -> None:
+    """Log an event with its fields."""
+    LOG.log(level, event, extra={"fields": fields})
+
+
+def count(side: str, way: str, size: int) -> None:
+    """One more frame of so many bytes."""
+    MESSAGES.labels(side, way).inc()
+    BYTES.labels(side, way).inc(size)
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON; long values are cut."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            name: printable(value) if isinstance(value, str) else value
+            for name, value in getattr(record, "fields", {}).items()
+        }
+        line = {
+            "time": _stamp(record.created),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line | fields)
+
+
+def to_stderr() -> None:
+    """Write what is logged from here on to standard error, as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    LOG.handlers, LOG.propagate = [handler], False
+    LOG.setLevel(logging.INFO)
+
+
+def expose(port: int) -> None:
+    """Serve the counters as Prometheus reads them, at a port of the loopback address; 0 for none."""
+    if port:
+        start_http_server(port, addr="127.0.0.1")
+
+
+def _stamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
