@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsim.attacks.vector import own_of
 from fedsim.check import Count, Finite, Invalid, Natural, Share
-from fedsim.types import Attack, Batch, View
+from fedsim.types import Attack, Batch, View, single
 
 Value = Annotated[float, Gt(-inf), Lt(inf)]
 
@@ -22,6 +22,8 @@ class LabelFlip(Attack):
     """Train on labels y -> classes - 1 - y (9 - y on ten classes; arXiv:2006.09365, arXiv:2603.23472)."""
 
     def poison(self, batch: Batch, classes: int) -> Batch:
+        if batch.y.is_floating_point():
+            raise Invalid("LabelFlip: the labels are numbers; it needs classes to flip")
         return replace(batch, y=classes - 1 - batch.y)
 
 
@@ -52,9 +54,11 @@ class Backdoor(Attack):
     def poison(self, batch: Batch, classes: int) -> Batch:
         if self.target >= classes:
             raise Invalid(f"Backdoor.target = {self.target}: the data set has the classes 0 to {classes - 1}")
+        if batch.y.shape != batch.weight.shape or batch.y.is_floating_point():
+            raise Invalid("Backdoor: needs examples of one class each")
         b = (batch.weight > 0).sum(-1, keepdim=True)  # the rest is padding
         some = torch.arange(batch.y.shape[-1], device=b.device) < (self.share * b.double()).ceil()
-        x, y = batch.x.clone(), batch.y.masked_fill(some, self.target)
+        x, y = single(batch.x, "Backdoor").clone(), batch.y.masked_fill(some, self.target)
         x[some] = self.trigger(x[some])
         return replace(batch, x=x, y=y)
 

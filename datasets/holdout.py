@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedsim.check import Chance, Natural
-from fedsim.types import Data, Dataset, Examples
+from fedsim.types import Data, Dataset
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Holdout(Data):
         test, train = order[:held].sort().values, order[held:].sort().values
         return replace(
             whole,
-            train=Examples(whole.train.x[train], whole.train.y[train]),
-            test=Examples(whole.train.x[test], whole.train.y[test]),
+            train=whole.train.part(train),
+            test=whole.train.part(test),
             groups=None if whole.groups is None else whole.groups[train],
         )

@@ -20,7 +20,7 @@ from torch import Tensor
 from fedsim.check import Count, Invalid, Natural, NonNegative
 from fedsim.datasets.holdout import Holdout
 from fedsim.datasets.vision import vision_datasets
-from fedsim.types import Data, Dataset, Examples
+from fedsim.types import Data, Dataset, Examples, single
 
 __all__ = ["CIFAR10", "MNIST", "Blobs", "Digits", "FashionMNIST", "Holdout"]
 
@@ -49,9 +49,10 @@ class Images(Data):
         train, test, white = self.read()
         fit, held = (Examples(pixels.float().div_(white), y.long()) for pixels, y in (train, test))
         if self.scaling == "standard":
-            var, mean = torch.var_mean(fit.x, dim=(0, 2, 3), correction=0, keepdim=True)
-            for part in (fit, held):
-                part.x.sub_(mean).div_(var.sqrt())
+            pixels = single(fit.x, type(self).__name__)
+            var, mean = torch.var_mean(pixels, dim=(0, 2, 3), correction=0, keepdim=True)
+            for part in (pixels, single(held.x, type(self).__name__)):
+                part.sub_(mean).div_(var.sqrt())
         return Dataset(fit, held, int(fit.y.max()) + 1, self.groups(len(fit)))
 
 

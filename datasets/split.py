@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from fedsim.check import Count, Invalid, NonNegative
-from fedsim.types import Dataset, Split
+from fedsim.types import Dataset, Split, single
 
 __all__ = [
     "IID",
@@ -170,7 +170,7 @@ class FeatureShift(Split):
     noise: NonNegative = 0.0
 
     def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Indices]:
-        if self.rotation and dataset.train.x.dim() != 4:
+        if self.rotation and single(dataset.train.x, "FeatureShift").dim() != 4:
             raise Invalid(f"FeatureShift.rotation = {self.rotation}: only pictures can be turned, use 0")
         return self.split.deal(dataset, n, rng)
 

@@ -6,7 +6,6 @@ import itertools
 import warnings
 
 import torch
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedsim.batches import Poisson
@@ -18,7 +17,7 @@ from fedsim.schedule import rate
 from fedsim.spec import Experiment
 from fedsim.strategies import FedSGD
 from fedsim.task import evaluate
-from fedsim.types import Dataset
+from fedsim.types import Dataset, single
 
 
 def central(experiment: Experiment, dataset: Dataset | None = None) -> float:
@@ -40,7 +39,7 @@ def central(experiment: Experiment, dataset: Dataset | None = None) -> float:
 
     fed = Federation(experiment, dataset=dataset)
     assert fed.ledger is not None
-    examples = TensorDataset(fed.train.x, fed.train.y)
+    examples = TensorDataset(single(fed.train.x, "central"), fed.train.y)
     loader = DataLoader(examples, batch_size=round(batches.rate * len(examples)))
     descent = torch.optim.SGD(fed.model.parameters(), lr=1.0, weight_decay=experiment.task.l2)
     torch.manual_seed(experiment.seed)
@@ -58,6 +57,6 @@ def central(experiment: Experiment, dataset: Dataset | None = None) -> float:
         for step, (x, y) in enumerate(steps):
             optimizer.param_groups[0]["lr"] = rate(method.lr, step)
             optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
+            fed.loss(model(x), y).mean().backward()
             optimizer.step()
-    return evaluate(fed.model, flatten(fed.model), fed.test)[0]
+    return evaluate(fed.model, fed.loss, flatten(fed.model), fed.test)["accuracy"]

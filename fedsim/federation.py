@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import cast
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from fedsim.privacy import CLIP, ExampleDP, MessageDP, Privacy, Quantile
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.plan import Plan, histories
 from fedsim.spec import Experiment
-from fedsim.types import Batch, Dataset, Examples, Method, Split, State
+from fedsim.types import Batch, Dataset, Examples, Inputs, Method, Split, State, on_inputs, single
 
 Ids = NDArray[np.int64]
 
@@ -44,16 +44,17 @@ class Federation:
         self.sizes = np.array([len(shard) for shard in self.shards], np.int64)
         self.starts = np.cumsum(self.sizes) - self.sizes
         order = torch.from_numpy(np.concatenate(self.shards))
-        inputs = self._as_seen(dataset.train.x[order])
-        self.train = Examples(inputs.to(device), dataset.train.y[order].to(device))
-        self.test = Examples(dataset.test.x.to(device), dataset.test.y.to(device))
+        dealt = dataset.train.part(order)
+        self.train = Examples(self._as_seen(dealt.x), dealt.y).to(device)
+        self.test = dataset.test.to(device)
         self.classes = dataset.classes
         self.model, x0 = experiment.task.build(dataset, self.keys)
         self.model.to(device)
         self.x0 = x0.to(device)
-        self.gradients = ClientGradients(self.model)
-        few = Examples(self.train.x[:4], self.train.y[:4])
-        require_certain(self.model, self.x0, Batch(few.x, few.y, torch.ones_like(few.y, dtype=torch.float32)))
+        self.loss = experiment.task.loss
+        self.gradients = ClientGradients(self.model, loss=self.loss)
+        few = self.train.part(slice(0, 4))
+        require_certain(self.model, self.x0, Batch(few.x, few.y, self.x0.new_ones(len(few))), self.loss)
         self.computing = _computing(experiment)
         self.ledger = self._ledger()
         self.space = (space or Space()).beside(self._round_bytes())
@@ -104,15 +105,23 @@ class Federation:
         bad = torch.from_numpy(ids >= experiment.honest)
         if experiment.attack is None or not experiment.attack.poisons or not bad.any():
             return batch
-        x, y, weights = batch.x, batch.y, batch.weight
-        poisoned = experiment.attack.poison(Batch(x[bad], y[bad], weights[bad]), self.classes)
-        x[bad], y[bad] = poisoned.x, poisoned.y
-        return Batch(x, y, weights)
+        whole = Batch(batch.x, batch.y, batch.weight)
+
+        def put(here: Tensor, poisoned: Tensor) -> Tensor:
+            here[bad] = poisoned
+            return here
+
+        poisoned = experiment.attack.poison(whole.part(bad), self.classes)
+        return Batch(on_inputs(put, whole.x, poisoned.x), put(whole.y, poisoned.y), whole.weight)
 
     def _fetched(self, place: Tensor, weight: Tensor) -> Batch:
         flat = place.flatten()
-        x = self.train.x.index_select(0, flat).unflatten(0, place.shape)
-        return Batch(x, self.train.y.index_select(0, flat).view(place.shape), weight)
+
+        def take(t: Tensor) -> Tensor:
+            taken: Tensor = t.index_select(0, flat).unflatten(0, place.shape)
+            return taken
+
+        return Batch(on_inputs(take, self.train.x), take(self.train.y), weight)
 
     def noisy(
         self,
@@ -195,12 +204,12 @@ class Federation:
     def _deal(self, dataset: Dataset) -> list[Ids]:
         return deal(self.experiment, dataset, self.keys)
 
-    def _as_seen(self, x: Tensor) -> Tensor:
+    def _as_seen(self, x: Inputs) -> Inputs:
         """The training inputs, client by client, after the shift of features that a split may bring."""
         split, owners = self.experiment.split, int((self.sizes > 0).sum())
         if type(split).shift is Split.shift:
             return x
-        parts = x.split(self.sizes[:owners].tolist())
+        parts = single(x, type(split).__name__).split(self.sizes[:owners].tolist())
         return torch.cat(
             [split.shift(part, i, owners, self.keys.numpy("shift", 0, i)) for i, part in enumerate(parts)]
         )
@@ -258,30 +267,51 @@ class Federation:
 
 
 class Steps(Batch):
-    """The batches of several local steps, (k, steps, b, ...), each fetched when its turn comes; all, if asked for."""
+    """The batches of several local steps, ([k,] steps, b, ...), each fetched when its turn comes; all, if asked for."""
+
+    def __init__(self, fetch: Callable[[Tensor, Tensor], Batch], place: Tensor, weight: Tensor) -> None:
+        self.__dict__.update(
+            fetch=fetch, place=place, drawn=weight
+        )  # where examples are, and what they weigh
 
     fetch: Callable[[Tensor, Tensor], Batch]
-    drawn: tuple[Tensor, Tensor]  # where the examples are, and their weights
+    place: Tensor
+    drawn: Tensor
 
-    def __init__(self, fetch: Callable[[Tensor, Tensor], Batch], place: Tensor, weights: Tensor) -> None:
-        self.__dict__.update(fetch=fetch, drawn=(place, weights))
+    @cached_property
+    def whole(self) -> Batch:
+        return self.fetch(self.place, self.drawn)
 
-    def __getattr__(self, name: str) -> Tensor:  # x, y and weight, which are not there before
-        if name not in Batch.__dataclass_fields__:
-            raise AttributeError(name)
-        self.__dict__.update(vars(self.fetch(*self.drawn)))
-        return cast(Tensor, self.__dict__[name])
+    @property
+    def x(self) -> Inputs:
+        return self.whole.x
+
+    @property
+    def y(self) -> Tensor:
+        return self.whole.y
+
+    @property
+    def weight(self) -> Tensor:
+        return self.drawn
+
+    def part(self, clients: slice | int | Tensor) -> Batch:
+        return Steps(self.fetch, self.place[clients], self.drawn[clients])
 
     def split(self, steps: int) -> Iterator[Batch]:
-        for place, weights in zip(*(t.unbind(1) for t in self.drawn), strict=True):
-            yield self.fetch(place, weights)
+        for place, weight in zip(*(t.unbind(-2) for t in (self.place, self.drawn)), strict=True):
+            yield self.fetch(place, weight)
 
 
-def _require_finite(x: Tensor) -> None:
+def _require_finite(inputs: Inputs) -> None:
     """Raise `Invalid` for inputs that no clip can bound."""
-    if not x.sum().isfinite() and not x.isfinite().all():
-        first = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
-        raise Invalid(f"data: training example {first} holds NaN or Inf; allowed are finite inputs")
+
+    def look(x: Tensor) -> Tensor:
+        if not x.sum().isfinite() and not x.isfinite().all():
+            first = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
+            raise Invalid(f"data: training example {first} holds NaN or Inf; allowed are finite inputs")
+        return x
+
+    on_inputs(look, inputs)
 
 
 def _computing(experiment: Experiment) -> int:

@@ -82,13 +82,15 @@ class Layout:
 
     def views(self, x: Tensor) -> list[Tensor]:
         """Each block of x (..., width) in its shape, (..., *shape)."""
-        pieces = x.split(self.sizes, -1)
-        return [piece.unflatten(-1, b.shape) for piece, b in zip(pieces, self.blocks, strict=True)]
+        pieces = zip(x.split(self.sizes, -1), self.blocks, strict=True)
+        return [piece.view((*x.shape[:-1], *b.shape)) for piece, b in pieces]
 
     def join(self, parts: Iterable[Tensor]) -> Tensor:
         """The inverse of `views`."""
         pairs = zip(parts, self.blocks, strict=True)
-        return torch.cat([part.flatten(part.dim() - len(b.shape)) for part, b in pairs], -1)
+        return torch.cat(
+            [part.reshape(*part.shape[: part.dim() - len(b.shape)], -1) for part, b in pairs], -1
+        )
 
     def map(self, f: Callable[[Block, Tensor], Tensor], x: Tensor) -> Tensor:
         """x with f(block, view) in place of each view."""
@@ -125,10 +127,8 @@ def flatten(model: nn.Module) -> Tensor:
 def unflatten(x: Tensor, model: nn.Module) -> dict[str, Tensor]:
     """Views of x (..., d) under the names and shapes (..., *shape) of a model's trained parameters."""
     named = trained(model)
-    pieces = torch.split(x, [p.numel() for p in named.values()], dim=-1)
-    return {
-        name: piece.unflatten(-1, p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)
-    }
+    pieces = zip(named.items(), x.split([p.numel() for p in named.values()], -1), strict=True)
+    return {name: piece.view((*x.shape[:-1], *p.shape)) for (name, p), piece in pieces}
 
 
 def parameters(x: Tensor, model: nn.Module) -> dict[str, Tensor]:

@@ -24,13 +24,12 @@ class Client:
     def __init__(self, fed: Federation, client: int, round: int, state: State, told: State) -> None:
         self.fed, self.ids, self.round, self.calls, self.told = fed, np.array([client]), round, 0, told
         self.x = told[fed.experiment.method.sends]
-        many = fed.batch(round, self.ids)
-        self.batch = Batch(many.x[0], many.y[0], many.weight[0])
+        self.batch = fed.batch(round, self.ids).part(0)
         self.mechanism = Mechanism.of(fed, self.ids, round, state)
 
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
         clip = self.mechanism.clip() if self.mechanism else None
-        gradient = one_client(self.fed.model, x, batch, clip)
+        gradient = one_client(self.fed.model, x, batch, clip, self.fed.loss)
         if self.mechanism and clip:
             gradient = self.mechanism.noisy(gradient[None], self.calls)[0]
             self.mechanism.learn(clip, batch.weight, self.calls)

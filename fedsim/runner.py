@@ -236,8 +236,7 @@ def _measure(live: _Live, fed: Federation, seen: Seen | None, before: Tensor | N
     where the rule can say (`influence`); their number over n for the plain mean, 0 where all were filtered. weights:
     of each client, where all took part and they are at most 50.
     """
-    accuracy, loss = evaluate(fed.model, live.x(fed), fed.test)
-    metrics: Metrics = {"round": live.round, "accuracy": accuracy, "loss": loss}
+    metrics: Metrics = {"round": live.round, **evaluate(fed.model, fed.loss, live.x(fed), fed.test)}
     if seen:
         honest = seen.rows[: seen.honest].mean(0)
         metrics |= {"deviation": float((seen.aggregate - honest).norm()), "honest_norm": float(honest.norm())}
@@ -262,7 +261,7 @@ def _weights(fed: Federation, seen: Seen, before: Tensor | None, round: int) -> 
 def _summary(fed: Federation, last: Metrics, speed: float) -> dict[str, Any]:
     privacy = fed.experiment.privacy
     return {
-        "accuracy": last["accuracy"],
+        "accuracy": last.get("accuracy"),
         "loss": last["loss"],
         "rounds": last["round"],
         "epsilon": last.get("epsilon"),

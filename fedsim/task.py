@@ -1,46 +1,93 @@
-"""A task: which data, which model, and the loss over one flat parameter vector."""
+"""A task: which data, which model and which loss, over one flat parameter vector."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import isfunction
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.functional import cross_entropy
 
-from fedsim.check import Component, NonNegative
+from fedsim.check import Component, Invalid, NonNegative
 from fedsim.keys import Keys, torch_seed
 from fedsim.layout import flatten, unflatten
-from fedsim.types import Data, Dataset, Examples, Model
+from fedsim.losses import CROSS_ENTROPY, CrossEntropy, own
+from fedsim.types import Data, Dataset, Examples, Loss, Model, forward, on_inputs
 
 __all__ = ["Task"]
 
 
 @dataclass(frozen=True)
 class Task(Component):
-    """Classify `data` with `model`: cross-entropy, plus (l2 / 2) ||x||^2, which needs no data and so no privacy."""
+    """Fit `model` to `data`: the loss, plus (l2 / 2) ||x||^2, which needs no data and so no privacy.
+
+    loss  a component, or a function of one's own, loss(outputs (b, ...), y (b, ...)) -> (b,)
+    """
 
     data: Data
     model: Model
     l2: NonNegative = 0.0
+    loss: Loss = CROSS_ENTROPY
+
+    def __post_init__(self) -> None:
+        if isfunction(function := cast(object, self.loss)):
+            object.__setattr__(self, "loss", own(function)())
+        super().__post_init__()
 
     def build(self, dataset: Dataset, keys: Keys) -> tuple[nn.Module, Tensor]:
-        """The network and its initial parameters x (d,), addressed by the experiment's seed."""
-        shape = tuple(dataset.train.x.shape[1:])
+        """The network and its initial parameters x (d,), addressed by the experiment's seed.
+
+        Raises `Invalid` where labels are of another kind than the loss, or the loss of another shape than (b,).
+        """
+        for part in (dataset.train, dataset.test):
+            self.loss.require(part.y, dataset.classes)
+        shape = on_inputs(lambda t: tuple(t.shape[1:]), dataset.train.x)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(keys.of("model")[0]))
-            model = self.model.build(shape, dataset.classes)
+            model = self.model.build(shape, self.loss.outputs(dataset.train, dataset.classes))
+        self._check(model, dataset.train)
         return model, flatten(model)
+
+    @torch.no_grad()
+    def _check(self, model: nn.Module, examples: Examples) -> None:
+        """Raise `Invalid` where the loss of a few examples is none."""
+        few, name = examples.part(slice(0, 4)), type(self.loss).__name__
+        out = forward(model, {}, few.x)
+        if isinstance(self.loss, CrossEntropy) and (
+            out.shape[:-1] != few.y.shape or out.shape[-1] <= examples.y.max()
+        ):
+            raise Invalid(
+                f"model: outputs of shape {tuple(out.shape)} for labels of shape {tuple(few.y.shape)} up to "
+                f"{int(examples.y.max())}; {name} takes those of the labels and one more axis, of the classes"
+            )
+        try:
+            losses = self.loss(out, few.y)
+        except Invalid:
+            raise
+        except Exception as error:
+            raise Invalid(f"loss = {name}: raises {type(error).__name__}: {str(error)[:200]}") from error
+        if not isinstance(losses, Tensor) or losses.shape != (len(few),) or not losses.is_floating_point():
+            told = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise Invalid(
+                f"loss = {name}: {told} for {len(few)} examples; must be a tensor of shape (b,), one number each"
+            )
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, x: Tensor, examples: Examples, size: int = 2000) -> tuple[float, float]:
-    """Accuracy and mean loss of the model at x (d,) over examples, `size` at a time."""
-    parameters = unflatten(x, model)
-    right, loss = 0, 0.0
-    for inputs, labels in zip(examples.x.split(size), examples.y.split(size), strict=True):
-        logits = functional_call(model, parameters, (inputs,))
-        right += int((logits.argmax(-1) == labels).sum())
-        loss += float(cross_entropy(logits, labels, reduction="sum"))
-    return right / len(examples), loss / len(examples)
+def evaluate(
+    model: nn.Module, loss: Loss, x: Tensor, examples: Examples, size: int = 2000
+) -> dict[str, float]:
+    """What a model is worth at x (d,): "loss", the mean over examples, and where labels are classes "accuracy".
+
+    `size` examples at a time; of windows of text the accuracy is over all their places.
+    """
+    parameters, right, labels, total = unflatten(x, model), 0, 0, 0.0
+    for start in range(0, len(examples), size):
+        some = examples.part(slice(start, start + size))
+        out = forward(model, parameters, some.x)
+        total += float(loss(out, some.y).sum())
+        if (predicted := loss.predicted(out)) is not None:
+            right, labels = right + int((predicted == some.y).sum()), labels + some.y.numel()
+    accuracy = {"accuracy": right / labels} if labels else {}
+    return {**accuracy, "loss": total / len(examples)}

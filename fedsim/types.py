@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
+from torch.func import functional_call
 
 from fedsim.check import Component, Invalid
 
@@ -23,20 +24,57 @@ Knowledge = Literal["own", "honest", "rule"]
 
 
 # ---------------------------------------------------------------- data and model
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]  # several: a model is called with them all
+
+
+def on_inputs(f: Callable[..., Any], *inputs: Any) -> Any:
+    """f of one `Inputs` or more, tensor by tensor, in the form of the first."""
+    first = inputs[0]
+    if isinstance(first, dict):
+        return {name: f(*(each[name] for each in inputs)) for name in first}
+    if isinstance(first, tuple):
+        return tuple(f(*parts) for parts in zip(*inputs, strict=True))
+    return f(*inputs)
+
+
+def forward(model: nn.Module, parameters: dict[str, Tensor], x: Inputs) -> Tensor:
+    """What the model puts out for inputs x, with these of its parameters: model(x), model(*x) or model(**x)."""
+    args = x if isinstance(x, tuple) else () if isinstance(x, dict) else (x,)
+    out: Tensor = functional_call(model, parameters, args, x if isinstance(x, dict) else {})
+    return out
+
+
+def single(x: Inputs, who: str) -> Tensor:
+    """The one tensor that inputs are; raises `Invalid` where they are several."""
+    if not isinstance(x, Tensor):
+        raise Invalid(f"{who} takes inputs of one tensor; the data set has {len(x)}")
+    return x
+
+
 @dataclass(frozen=True)
 class Examples:
-    """Inputs x (N, ...) float32 and labels y (N,) int64."""
+    """Inputs x (N, ...), one tensor or several, and labels y (N, ...): int64, float32 where numbers are to be met."""
 
-    x: Tensor
+    x: Inputs
     y: Tensor
 
     def __len__(self) -> int:
         return len(self.y)
 
+    def part(self, some: slice | Tensor) -> Examples:
+        """Some of them."""
+        return Examples(on_inputs(lambda t: t[some], self.x), self.y[some])
+
+    def to(self, device: str) -> Examples:
+        return Examples(on_inputs(lambda t: t.to(device), self.x), self.y.to(device))
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """A loaded data set, resident as whole tensors; `groups` (N,) names a natural owner of each training example."""
+    """A loaded data set, resident as whole tensors; `groups` (N,) names a natural owner of each training example.
+
+    classes  labels are below it; 0 where there are no classes
+    """
 
     train: Examples
     test: Examples
@@ -55,7 +93,33 @@ class Model(Component):
     """A network without batch statistics (group norm, never batch norm)."""
 
     @abstractmethod
-    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module: ...
+    def build(self, shape: Any, classes: int) -> nn.Module:
+        """For inputs of a shape (a tuple or dict of shapes where they are several) and so many outputs."""
+
+
+class Loss(Component):
+    """What an example costs, from the model's outputs and the labels."""
+
+    @abstractmethod
+    def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The losses (b,) of b examples, from outputs (b, ...) and labels (b, ...)."""
+
+    def gradient(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Of each loss with respect to the example's outputs, (b, ...)."""
+        with torch.enable_grad():
+            outputs = outputs.detach().requires_grad_()
+            return torch.autograd.grad(self(outputs, y).sum(), outputs)[0]
+
+    def outputs(self, examples: Examples, classes: int) -> int:
+        """How many outputs a model needs for these examples."""
+        return classes
+
+    def require(self, y: Tensor, classes: int) -> None:
+        """Raise `Invalid` for labels of another kind than this loss is of."""
+
+    def predicted(self, outputs: Tensor) -> Tensor | None:
+        """The labels that outputs stand for; None where labels are no classes."""
+        return None
 
 
 class Split(Component):
@@ -76,21 +140,29 @@ class Batch:
     Where a round has several local steps, their batches: (steps, b, ...) or (n, steps, b, ...).
     """
 
-    x: Tensor
+    x: Inputs
     y: Tensor
     weight: Tensor
 
-    def part(self, clients: slice) -> Batch:
-        """The batches of some of n clients."""
-        return Batch(self.x[clients], self.y[clients], self.weight[clients])
+    def map(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        """f of every tensor."""
+        return replace(self, x=on_inputs(f, self.x), y=f(self.y), weight=f(self.weight))
+
+    def part(self, clients: slice | int | Tensor) -> Batch:
+        """The batches of some of n clients, or that of one."""
+        return self.map(lambda t: t[clients])
+
+    def each(self) -> Iterator[Batch]:
+        """The batch of each of n clients."""
+        return (self.part(i) for i in range(len(self.weight)))
 
     def split(self, steps: int) -> Iterator[Batch]:
         """The batch of each of so many local steps."""
         if steps == 1:
             yield self
         else:
-            parts = (t.unbind(self.y.dim() - 2) for t in (self.x, self.y, self.weight))
-            yield from (Batch(*part) for part in zip(*parts, strict=True))
+            axis = self.weight.dim() - 2
+            yield from (self.map(lambda t, i=i: t.select(axis, i)) for i in range(steps))  # type: ignore[misc]
 
 
 # ---------------------------------------------------------------- method

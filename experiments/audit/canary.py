@@ -25,7 +25,7 @@ from fedsim.privacy.ledger import Ledger
 from fedsim.round import AtServer
 from fedsim.spec import Experiment
 from fedsim.strategies import Mean
-from fedsim.types import Batch, Dataset, State
+from fedsim.types import Batch, Dataset, Examples, State, on_inputs
 
 NUMBERS = 1 << 24  # at work at a time
 FAR = 1e4  # how far out a canary gradient lies where a message is clipped: beyond any bound
@@ -54,7 +54,7 @@ class Shadows(Federation):
 
     def watch(self, coins: Tensor, rounds: int) -> Floats:
         """The adversary's scores (runs,) after so many rounds; `coins` (runs,) are the worlds."""
-        size = max(1, NUMBERS // max(len(self.shard) * self.train.x[0].numel(), self.x0.numel()))
+        size = max(1, NUMBERS // max(len(self.shard) * _numbers(self.train), self.x0.numel()))
         chunks = np.split(np.arange(len(coins)), range(size, len(coins), size))
         return np.concatenate([self._watch(ids, coins[ids[0] : ids[-1] + 1], rounds) for ids in chunks])
 
@@ -81,15 +81,42 @@ class Shadows(Federation):
 
     def _canaries(self) -> Batch:
         """Of some scaled examples of the data, the two (2, 1, ...) whose clipped gradients at x0 lie furthest apart."""
-        few, labels = self.train.x[:2], torch.arange(min(self.classes, 4), device=self.device)
-        x = torch.cat([few * scale for scale in (1.0, -1.0, 30.0, -30.0)])
-        x, y = x.repeat_interleave(len(labels), 0).unsqueeze(1), labels.repeat(len(x)).unsqueeze(1)
-        each = Batch(x, y, torch.ones_like(y, dtype=torch.float32))
+        few, labels = self.train.part(slice(0, 2)), self.train.y[:4]
+        if self.classes and labels.dim() == 1:
+            labels = torch.arange(min(self.classes, 4), device=self.device)
+
+        def scaled(x: Tensor) -> Tensor:
+            factors = (
+                (1.0, -1.0, 30.0, -30.0) if x.is_floating_point() else (1, 1, 1, 1)
+            )  # words are no numbers
+            return (
+                torch.cat([x * factor for factor in factors]).repeat_interleave(len(labels), 0).unsqueeze(1)
+            )
+
+        y = labels.repeat(4 * len(few), *[1] * (labels.dim() - 1)).unsqueeze(1)
+        each = Batch(on_inputs(scaled, few.x), y, self.x0.new_ones(len(y), 1))
         privacy = self.example_privacy
         clip = None if privacy is None else Clip(privacy.bound(0), privacy.by_layer)
         rows = self.gradients(self.x0, each, clip=clip)
-        pair = list(divmod(int(torch.cdist(rows, rows).argmax()), len(y)))
-        return Batch(x[pair], y[pair], each.weight[pair])
+        pair = divmod(int(torch.cdist(rows, rows).argmax()), len(y))
+        return each.part(torch.tensor(pair, device=self.device))
+
+
+def _numbers(examples: Examples) -> int:
+    """In the inputs of one example."""
+    x = examples.part(slice(0, 1)).x
+    return sum(
+        t.numel() for t in (x.values() if isinstance(x, dict) else x if isinstance(x, tuple) else (x,))
+    )
+
+
+def _beside(one: Batch, other: Batch) -> Batch:
+    """The examples of both, client by client."""
+
+    def both(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([a, b], 1)
+
+    return Batch(on_inputs(both, one.x, other.x), both(one.y, other.y), both(one.weight, other.weight))
 
 
 def _alone(recipe: Experiment, runs: int, ledger: Ledger | None) -> Experiment:
@@ -142,9 +169,8 @@ class Witness(Clients):
         here = drawn.any(1).float() * self.one
         there = here * self.coins if self.sampling == "poisson" else here
         canary = self._canary(self.coins.long(), there)
-        whole = zip(*(vars(part).values() for part in (others, canary)), strict=True)
         bound = self.mechanism.bound  # which the gradients may move
-        rows = super().grad(x, Batch(*(torch.cat(pair, 1) for pair in whole)))
+        rows = super().grad(x, _beside(others, canary))
         released = rows - self.fed.regularise(torch.zeros_like(rows), x)
         self.scores += self._ratio(released, x, others, here, Clip(bound, self.mechanism.privacy.by_layer))
         return clip_(rows, tau)
@@ -157,8 +183,7 @@ class Witness(Clients):
 
     def _canary(self, which: Tensor, weight: Tensor) -> Batch:
         """The canary that `which` (k,) names, at weight (k,), as batches (k, 1, ...)."""
-        pair = self.shadows.canaries
-        return Batch(pair.x[which], pair.y[which], weight[:, None])
+        return replace(self.shadows.canaries.part(which), weight=weight[:, None])
 
     def _ratio(self, released: Tensor, x: Tensor, others: Batch, here: Tensor, clip: Clip) -> Tensor:
         """ln P(released | heads) - ln P(released | tails), (k,), to one who knows all that the accountant allows.
@@ -170,11 +195,8 @@ class Witness(Clients):
         drawn, absent = torch.full_like(here, self.one), torch.zeros_like(here)
         weights = {"none": (here, here), "poisson": (absent, drawn), "fixed": (drawn, drawn)}[self.sampling]
         if self.sampling == "fixed":
-            others = Batch(
-                others.x[:, :1] * 0 + fed.train.x[0],
-                others.y[:, :1] * 0 + fed.train.y[0],
-                here[:, None] * 0 + 1,
-            )
+            first = fed.train.part(torch.zeros(len(here), 1, dtype=torch.int64, device=here.device))
+            others = Batch(first.x, first.y, torch.ones_like(here)[:, None])
             instead = self.one
         base, variance = fed.gradients(x, others, clip=clip), self.variance * clip.bound**2
         logs = []

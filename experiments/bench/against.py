@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fedsim.check import Invalid, nearest
 from fedsim.federation import Federation
+from fedsim.types import single
 
 SCRIPTS = Path(__file__).parent / "peers"
 
@@ -86,7 +87,7 @@ def hand_over(fed: Federation, rounds: int, folder: Path) -> None:
             )
         chosen.append(fed.starts[everyone, None] + index)
     np.save(folder / "batches.npy", np.stack(chosen))
-    np.save(folder / "x.npy", fed.train.x.cpu().numpy())
+    np.save(folder / "x.npy", single(fed.train.x, "against").cpu().numpy())
     np.save(folder / "y.npy", fed.train.y.cpu().numpy())
     torch.save(fed.model.cpu(), folder / "model.pt")
     fed.model.to(fed.device)

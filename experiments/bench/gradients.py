@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from fedsim.gradients import ClientGradients, Clip, one_client
 from fedsim.gradients.fallback import Vmap
 from fedsim.layout import flatten
+from fedsim.losses import CROSS_ENTROPY
 from fedsim.models import CNN, MLP, Logistic
 from fedsim.types import Batch, Model
 
@@ -83,15 +84,16 @@ def _ways(workload: Workload, device: str) -> tuple[dict[str, Callable[[], Any]]
     if workload.own:
         x = x + 0.01 * torch.randn(n, len(x), generator=generator).to(device)
     rows = x.new_empty(n, x.shape[-1])
-    gradients, by_vmap = ClientGradients(model), Vmap(model)
+    gradients, by_vmap = ClientGradients(model), Vmap(model, CROSS_ENTROPY)
 
     def floor() -> None:
-        loss = F.cross_entropy(model(batch.x.flatten(0, 1)), batch.y.flatten())
+        loss = F.cross_entropy(model(images.to(device).flatten(0, 1)), batch.y.flatten())
         torch.autograd.grad(loss, list(model.parameters()))
 
     def loop() -> list[Tensor]:
-        points = zip(x.expand(n, -1), batch.x, batch.y, batch.weight, strict=True)
-        return [one_client(model, at, Batch(*one), clip) for at, *one in points]
+        return [
+            one_client(model, at, one, clip) for at, one in zip(x.expand(n, -1), batch.each(), strict=True)
+        ]
 
     ways: dict[str, Callable[[], Any]] = {"floor": floor}
     ways["layers"] = lambda: gradients.prepare(x, batch, Clip.of(clip)).write(slice(None), rows)

@@ -44,6 +44,7 @@ from fedsim.strategies import (
     Median,
 )
 from fedsim.task import Task, evaluate
+from fedsim.types import single
 
 W1 = Experiment(
     task=Task(data=MNIST(scaling="standard"), model=MLP(hidden=100, activation="relu")),
@@ -130,7 +131,7 @@ def _line(fed: Federation, run: Run | Process, times: list[tuple[float, float]])
         "seconds_per_round": median(seconds for seconds, _ in times),
         "over_floor": median(ratios),
         "floor_seconds": median(floor for _, floor in times),
-        "accuracy": evaluate(fed.model, x.to(fed.device), fed.test)[0],
+        "accuracy": evaluate(fed.model, fed.loss, x.to(fed.device), fed.test)["accuracy"],
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "device": fed.device,
@@ -175,6 +176,6 @@ def _floor(fed: Federation) -> Callable[[], object]:
     """One plain forward and backward pass over the batches of all clients of a round, put together."""
     ids = fed.cohort(0)
     batch = fed.batch(0, ids[ids < fed.experiment.honest])
-    inputs, labels = batch.x.flatten(0, batch.y.dim() - 1), batch.y.flatten()
+    inputs, labels = single(batch.x, "fedsim bench").flatten(0, batch.y.dim() - 1), batch.y.flatten()
     parameters = list(fed.model.parameters())
     return lambda: torch.autograd.grad(cross_entropy(fed.model(inputs), labels), parameters)

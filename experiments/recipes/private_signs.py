@@ -20,7 +20,7 @@ from fedsim.runner import Result, run
 from fedsim.spec import Experiment
 from fedsim.strategies import FedSGD, Mean
 from fedsim.task import Task
-from fedsim.types import Dataset
+from fedsim.types import Dataset, single
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +108,7 @@ def figure(table: pd.DataFrame) -> Plot:
 def _objective(result: Result, dataset: Dataset) -> float:
     """Mean cross-entropy over the training data plus (l2 / 2) ||x||^2 at the model of a run."""
     task = result.experiment.task
-    model = task.model.build(tuple(dataset.train.x.shape[1:]), dataset.classes)
+    model = task.model.build(tuple(single(dataset.train.x, "private_signs").shape[1:]), dataset.classes)
     model.load_state_dict(result.model)
     norm = sum(float(w.square().sum()) for w in result.model.values())
     with torch.no_grad():

@@ -121,7 +121,7 @@ def _vote(rows: Tensor, f: int) -> float:
 def whole_gradient(fed: Federation) -> Tensor:
     """The gradient (d,) of the mean loss over all training examples at the initial model."""
     size = len(fed.train)
-    batch = Batch(fed.train.x[None], fed.train.y[None], torch.full((1, size), 1 / size))
+    batch = Batch(fed.train.x, fed.train.y, torch.full((size,), 1 / size)).map(lambda t: t[None])
     return fed.gradients(fed.x0, batch)[0]
 
 

@@ -25,6 +25,7 @@ KINDS = {
     "privacy": ("fedsim.privacy", "fedsim.privacy:Privacy"),
     "clips": ("fedsim.privacy", "fedsim.privacy:Quantile"),
     "schedules": ("fedsim.schedule", "fedsim.schedule:Schedule"),
+    "losses": ("fedsim.losses", "fedsim.types:Loss"),
     "tasks": ("fedsim.task", "fedsim.task:Task"),
 }
 
@@ -59,7 +60,7 @@ def find(name: str, field: str, bases: tuple[type, ...], own: bool = False) -> t
     if ":" in name:
         if not own:
             raise Invalid(f"{field} = {name!r}: unknown; allowed here are the components of fedsim itself")
-        cls: type[Component] = imported(name, field)
+        cls: type[Component] = _component(imported(name, field), bases)
         if not (inspect.isclass(cls) and issubclass(cls, bases)):
             raise Invalid(f"{field} = {name!r}: must be a {' or '.join(base.__name__ for base in bases)}")
         return cls
@@ -68,6 +69,15 @@ def find(name: str, field: str, bases: tuple[type, ...], own: bool = False) -> t
     if name.lower() not in by_lower:
         raise Invalid(f"{field} = {name!r}: unknown; {nearest(name, fitting)}")
     return by_lower[name.lower()]
+
+
+def _component(found: Any, bases: tuple[type, ...]) -> Any:
+    """What was imported; a function as the component that a kind's package makes of it (`own`)."""
+    if inspect.isfunction(found):
+        for home, base in KINDS.values():
+            if _load(base) in bases and hasattr(import_module(home), "own"):
+                return import_module(home).own(found)
+    return found
 
 
 def imported(place: str, field: str) -> Any:

@@ -20,7 +20,7 @@ from fedsim.flower.order import Order
 from fedsim.keys import Keys
 from fedsim.machine.files import write_whole
 from fedsim.spec import Experiment
-from fedsim.types import Dataset, Examples
+from fedsim.types import Dataset, Examples, Inputs
 
 
 class DeviceFederation(Federation):
@@ -42,7 +42,7 @@ class DeviceFederation(Federation):
         everything = np.arange(len(dataset.train))
         return [everything if i == self._own.client else nothing for i in range(self.experiment.clients)]
 
-    def _as_seen(self, x: Tensor) -> Tensor:
+    def _as_seen(self, x: Inputs) -> Inputs:
         return x if self._own.own_data else super()._as_seen(x)
 
 

@@ -84,9 +84,11 @@ class Gradient:
         first, batch = clients.start or 0, self.batch
         for i in (~out.sum(1).isfinite()).nonzero()[:, 0].tolist():
             j = first + i
-            one = Batch(batch.x[j], batch.y[j], batch.weight[j])
+            one = batch.part(j)
             clip = self.clip and replace(self.clip.part(slice(j, j + 1)), inside=None)
-            out[i] = one_client(self.env.fed.model, self.x if self.x.dim() == 1 else self.x[j], one, clip)
+            out[i] = one_client(
+                self.env.fed.model, self.x if self.x.dim() == 1 else self.x[j], one, clip, self.env.fed.loss
+            )
 
     def total(self, tau: float = inf) -> Tensor:
         """The sum (1, d) of all rows, of which none is written; not among peers, nor for sums that are clipped."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from math import ceil, inf
 from threading import Lock
 from typing import ClassVar, Protocol
@@ -18,7 +19,8 @@ from fedsim.gradients.layers import Ready
 from fedsim.gradients.layerwise import Layerwise
 from fedsim.gradients.reference import one_client, require_independent
 from fedsim.layout import flatten
-from fedsim.types import Batch
+from fedsim.losses import CROSS_ENTROPY
+from fedsim.types import Batch, Inputs, Loss
 
 
 class Route(Protocol):
@@ -44,9 +46,9 @@ class ClientGradients:
     Raises `Invalid` where an example's gradient depends on other examples or on chance (batch norm, dropout).
     """
 
-    def __init__(self, model: nn.Module, memory: int | None = None) -> None:
+    def __init__(self, model: nn.Module, memory: int | None = None, loss: Loss = CROSS_ENTROPY) -> None:
         require_independent(model)
-        self.model = model
+        self.model, self.loss = model, loss
         self.x = flatten(model)
         self.memory = memory or (2**26 if self.x.device.type == "cpu" else 2**31)
         self.route: Route | None = None
@@ -73,13 +75,13 @@ class ClientGradients:
         clip: Clip | float | None = None,
     ) -> Tensor:
         """`one_client` for n clients: gradients (n, d) of batches (n, b, ...) at x, (d,) for all or (n, d)."""
-        out = x.new_empty(len(batch.y), x.shape[-1])
+        out = x.new_empty(len(batch.weight), x.shape[-1])
         self.prepare(x, batch, Clip.of(clip)).write(slice(None), out)
         return out
 
     def prepare(self, x: Tensor, batch: Batch, clip: Clip | None = None) -> Ready:
         """The same in steps: what all gradients follow from; then those of some clients at a time, or a sum."""
-        n, b = batch.y.shape
+        n, b = batch.weight.shape
         route = self.choose(batch)
         size = self.at_once(b, clip is not None)
         with self.turn if route.alone else nullcontext():
@@ -94,12 +96,11 @@ class ClientGradients:
 
     def _choose(self, batch: Batch) -> Route:
         """The first route that gives the gradients of two examples, each a client of its own."""
-        ends = [0, batch.y.numel() - 1]
-        x, y = (t.flatten(0, 1)[ends].unsqueeze(1) for t in (batch.x, batch.y))
-        two = Batch(x, y, torch.ones_like(batch.weight.flatten()[ends].unsqueeze(1)))
-        one, other = (Batch(*parts) for parts in zip(two.x, two.y, two.weight, strict=True))
-        self.activations = _activations(self.model, self.x, one)
-        right = torch.stack([one_client(self.model, self.x, example) for example in (one, other)])
+        ends = [0, batch.weight.numel() - 1]
+        two = batch.map(lambda t: t.flatten(0, 1)[ends].unsqueeze(1))
+        two = replace(two, weight=torch.ones_like(two.weight))
+        self.activations = _activations(self.model, self.x, two.part(0), self.loss)
+        right = torch.stack([one_client(self.model, self.x, one, loss=self.loss) for one in two.each()])
         for candidate in self._candidates(two.x):
             rows = torch.empty_like(right)
             try:
@@ -109,17 +110,23 @@ class ClientGradients:
                 continue
             if ((rows - right).norm(dim=1) <= 1e-3 * right.norm(dim=1)).all():
                 return route
-        return Loop(self.model)
+        return Loop(self.model, self.loss)
 
-    def _candidates(self, x: Tensor) -> Iterator[Callable[[], Route]]:
-        images = x.dim() == 5 and any(isinstance(module, nn.Conv2d) for module in self.model.modules())
-        if images and x.device.type == "cpu":  # where the channels of a pixel together are the faster order
-            yield lambda: Layerwise(self.model, channels_last=True)
-        yield lambda: Layerwise(self.model, channels_last=False)
-        yield lambda: Vmap(self.model)
+    def _candidates(self, x: Inputs) -> Iterator[Callable[[], Route]]:
+        images = (
+            isinstance(x, Tensor)
+            and x.dim() == 5
+            and any(isinstance(module, nn.Conv2d) for module in self.model.modules())
+        )
+        if (
+            images and self.x.device.type == "cpu"
+        ):  # where the channels of a pixel together are the faster order
+            yield lambda: Layerwise(self.model, self.loss, channels_last=True)
+        yield lambda: Layerwise(self.model, self.loss, channels_last=False)
+        yield lambda: Vmap(self.model, self.loss)
 
 
-def _activations(model: nn.Module, x: Tensor, example: Batch) -> int:
+def _activations(model: nn.Module, x: Tensor, example: Batch, loss: Loss) -> int:
     """Bytes of an example in a forward and a backward pass: what is saved, and the gradients of that."""
     saved: dict[int, int] = {}
 
@@ -128,7 +135,7 @@ def _activations(model: nn.Module, x: Tensor, example: Batch) -> int:
         return t
 
     with saved_tensors_hooks(count, lambda t: t):
-        one_client(model, x, example)
+        one_client(model, x, example, loss=loss)
     for kept in (x, *model.parameters()):
         saved.pop(kept.untyped_storage().data_ptr(), None)
     return 2 * sum(saved.values())

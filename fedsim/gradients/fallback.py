@@ -7,13 +7,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn import functional as F
+from torch.func import grad, vmap
 
 from fedsim.gradients.clip import Clip
 from fedsim.gradients.reference import one_client, weighted_clip
 from fedsim.layout import norms, trained, unflatten
-from fedsim.types import Batch
+from fedsim.types import Batch, Inputs, Loss, forward
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Vmap:
     alone: ClassVar[bool] = True  # a functional call changes the model for a while
     normed = True
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        self.model, self.loss = model, loss
 
     def numbers(self, b: int, clipped: bool) -> int:
         gradients = b if clipped else 1
@@ -52,27 +51,25 @@ class Vmap:
             rows = vmap(grad(self._loss), in_dims=(over, 0, 0, 0))(
                 unflatten(x, self.model), batch.x, batch.y, batch.weight
             )
-            gradients = torch.cat([g.flatten(1) for g in rows.values()], 1)
+            gradients = torch.cat([g.reshape(len(g), -1) for g in rows.values()], 1)
         else:
-            each = zip(x.expand(len(batch.y), -1), batch.x, batch.y, batch.weight, strict=True)
+            each = zip(x.expand(len(batch.weight), -1), batch.each(), strict=True)
             gradients = torch.stack(
-                [
-                    self._clipped(at, Batch(*one), clip.part(slice(i, i + 1)))
-                    for i, (at, *one) in enumerate(each)
-                ]
+                [self._clipped(at, one, clip.part(slice(i, i + 1))) for i, (at, one) in enumerate(each)]
             )
         return Known(gradients)
 
-    def _loss(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(self.model, parameters, (x,)), y, reduction="none") @ weight
+    def _loss(self, parameters: dict[str, Tensor], x: Inputs, y: Tensor, weight: Tensor) -> Tensor:
+        return self.loss(forward(self.model, parameters, x), y) @ weight
 
     def _clipped(self, x: Tensor, batch: Batch, clip: Clip) -> Tensor:
         """The gradient (d,) of one client."""
-        one = torch.ones_like(batch.y[:, None], dtype=x.dtype)
+        single = batch.map(lambda t: t.unsqueeze(1))
+        one = torch.ones_like(single.weight, dtype=x.dtype)
         gradients = vmap(grad(self._loss), in_dims=(None, 0, 0, 0))(
-            unflatten(x, self.model), batch.x.unsqueeze(1), batch.y.unsqueeze(1), one
+            unflatten(x, self.model), single.x, single.y, one
         )
-        each = torch.cat([g.flatten(1) for g in gradients.values()], 1)
+        each = torch.cat([g.reshape(len(g), -1) for g in gradients.values()], 1)
         return weighted_clip(each, batch.weight, clip, self.model)
 
 
@@ -82,19 +79,19 @@ class Loop:
     alone: ClassVar[bool] = True  # a functional call changes the model for a while
     normed = True
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        self.model, self.loss = model, loss
 
     def numbers(self, b: int, clipped: bool) -> int:
         return 0
 
     def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Known:
-        each = zip(x.expand(len(batch.y), -1), batch.x, batch.y, batch.weight, strict=True)
+        each = zip(x.expand(len(batch.weight), -1), batch.each(), strict=True)
         return Known(
             torch.stack(
                 [
-                    one_client(self.model, at, Batch(*one), clip and clip.part(slice(i, i + 1)))
-                    for i, (at, *one) in enumerate(each)
+                    one_client(self.model, at, one, clip and clip.part(slice(i, i + 1)), self.loss)
+                    for i, (at, one) in enumerate(each)
                 ]
             )
         )

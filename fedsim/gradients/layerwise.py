@@ -21,7 +21,7 @@ from fedsim.gradients.layers import Layer, Parameters, Rows
 from fedsim.gradients.products import Conv2d, Linear
 from fedsim.gradients.scales import Embedding, GroupNorm, LayerNorm
 from fedsim.layout import norms
-from fedsim.types import Batch
+from fedsim.types import Batch, Loss, forward, on_inputs
 
 LAYERS: dict[type[nn.Module], type[Layer]] = {
     nn.Linear: Linear,
@@ -60,8 +60,8 @@ class Layerwise:
 
     alone: ClassVar[bool] = False
 
-    def __init__(self, model: nn.Module, channels_last: bool) -> None:
-        self.channels_last = channels_last
+    def __init__(self, model: nn.Module, loss: Loss, channels_last: bool) -> None:
+        self.loss, self.channels_last = loss, channels_last
         self.stored = 0  # numbers that clipping keeps for each example
         self.model = copy.deepcopy(model)
         self.layers: dict[
@@ -109,28 +109,32 @@ class Layerwise:
                 squares, each = self._squares(kept, back)
                 factors = clip.weights(squares.unflatten(1, batch.weight.shape), batch.weight)
             weights = dict(zip(self.layers, factors.expand(len(each), -1, -1), strict=True))
-        return Passed(self, len(batch.y), kept, back, each, weights)
+        return Passed(self, len(batch.weight), kept, back, each, weights)
 
     def _backward(
         self, x: Tensor, batch: Batch, weighted: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What each layer kept, and the gradient of the (weighted) losses with respect to its output."""
-        inputs, labels = batch.x.flatten(0, 1), batch.y.flatten().unsqueeze(1)
-        if self.channels_last:
-            inputs = torch.empty_like(inputs, memory_format=torch.channels_last).copy_(inputs)
+        inputs = on_inputs(self._lined_up, batch.x)
         with torch.enable_grad():
             self.now.at, self.now.calls = self._parameters(x.detach().requires_grad_()), {}
-            logits = self.model(inputs)
+            out = forward(self.model, {}, inputs)
         calls, self.now.calls, self.now.at = self.now.calls, {}, {}
         if calls.keys() != self.layers.keys():
             raise Unfit("a layer is not called")
-        with torch.no_grad():  # the gradient of the cross-entropy: softmax less one at the label
-            ones = torch.ones_like(labels, dtype=logits.dtype)
-            start = torch.softmax(logits, 1).scatter_add_(1, labels, -ones)
+        with torch.no_grad():
+            start = self.loss.gradient(out, batch.y.flatten(0, 1))
             if weighted:
-                start *= batch.weight.reshape_as(labels)
-        back = torch.autograd.grad(logits, [call.output for call in calls.values()], start)
+                start *= batch.weight.reshape(-1, *[1] * (start.dim() - 1))
+        back = torch.autograd.grad(out, [call.output for call in calls.values()], start)
         return {name: call.kept for name, call in calls.items()}, dict(zip(calls, back, strict=True))
+
+    def _lined_up(self, inputs: Tensor) -> Tensor:
+        """The examples of all clients one behind the other."""
+        inputs = inputs.flatten(0, 1)
+        if not self.channels_last:
+            return inputs
+        return torch.empty_like(inputs, memory_format=torch.channels_last).copy_(inputs)
 
     def _squares(
         self, kept: dict[str, Tensor], back: dict[str, Tensor]

@@ -8,31 +8,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
 
 from fedsim.check import Invalid
 from fedsim.gradients.clip import Clip, layer_sizes
 from fedsim.layout import norms, trained, unflatten
-from fedsim.types import Batch
+from fedsim.losses import CROSS_ENTROPY
+from fedsim.types import Batch, Loss, forward
 
 
-def one_client(model: nn.Module, x: Tensor, batch: Batch, clip: Clip | float | None = None) -> Tensor:
+def one_client(
+    model: nn.Module,
+    x: Tensor,
+    batch: Batch,
+    clip: Clip | float | None = None,
+    loss: Loss = CROSS_ENTROPY,
+) -> Tensor:
     """Gradient (d,) of one client's batch (b, ...) at x (d,), the trained parameters.
 
-    sum_j w_j grad_j, with grad_j the gradient of the cross-entropy of example j and w_j its weight; with
+    sum_j w_j grad_j, with grad_j the gradient of the loss of example j and w_j its weight; with
     `clip` sum_j w_j min(1, clip / ||grad_j||) grad_j, from the per-sample gradients of Opacus (Yousefpour et
     al., 2021). Raises `Invalid` where an example's gradient depends on other examples or on chance, and with
     `clip` where Opacus misses a part of the gradient.
     """
     require_independent(model)
     if (bounded := Clip.of(clip)) is not None:
-        return weighted_clip(_per_example(model, x, batch), batch.weight, bounded, model)
+        return weighted_clip(_per_example(model, x, batch, loss), batch.weight, bounded, model)
     with torch.enable_grad():
         parameters = {name: p.detach().requires_grad_() for name, p in unflatten(x, model).items()}
-        losses = F.cross_entropy(functional_call(model, parameters, (batch.x,)), batch.y, reduction="none")
-        loss = losses @ batch.weight
-    gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+        total = loss(forward(model, parameters, batch.x), batch.y) @ batch.weight
+    gradients = torch.autograd.grad(total, list(parameters.values()), materialize_grads=True)
     return torch.cat([g.flatten() for g in gradients])
 
 
@@ -55,10 +59,15 @@ def _squares(each: Tensor, sizes: list[int]) -> Tensor:
     return torch.stack([norms(part).square() for part in each.split(sizes, 1)])
 
 
-def _per_example(model: nn.Module, x: Tensor, batch: Batch) -> Tensor:
+def _per_example(model: nn.Module, x: Tensor, batch: Batch, loss: Loss) -> Tensor:
     """The gradient of every example, (b, d)."""
     from opacus import GradSampleModule
 
+    if not isinstance(batch.x, Tensor) and any(p.requires_grad for p in model.parameters(recurse=False)):
+        raise Invalid(
+            "model: takes several inputs and has parameters of its own, which Opacus cannot clip: put these into a "
+            "module of one input"
+        )
     model = copy.deepcopy(model).train()  # the hooks of Opacus keep still in evaluation mode
     for name, module in model.named_modules():
         if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
@@ -73,7 +82,7 @@ def _per_example(model: nn.Module, x: Tensor, batch: Batch) -> Tensor:
     sampled = GradSampleModule(model, loss_reduction="sum", force_functorch=True)
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.filterwarnings("ignore", "Full backward hook is firing|In CPU autocast")  # of no consequence
-        torch.autograd.backward(F.cross_entropy(sampled(batch.x), batch.y, reduction="sum"))
+        torch.autograd.backward(loss(forward(sampled, {}, batch.x), batch.y).sum())
     named = list(trained(model).items())
     each = [_of_weight(p, len(batch.y)) for _, p in named]
     lengths = [float(rows.norm(dim=1).sum()) for rows in each]
@@ -87,17 +96,17 @@ def _per_example(model: nn.Module, x: Tensor, batch: Batch) -> Tensor:
 
 def _of_weight(p: Any, b: int) -> Tensor:
     """The gradients (b, size) of one weight."""
-    each: Tensor = p.new_zeros(b, p.numel()) if p.grad_sample is None else p.grad_sample.flatten(1)
+    each: Tensor = p.new_zeros(b, p.numel()) if p.grad_sample is None else p.grad_sample.reshape(b, -1)
     return each
 
 
-def require_certain(model: nn.Module, x: Tensor, batch: Batch) -> None:
+def require_certain(model: nn.Module, x: Tensor, batch: Batch, loss: Loss = CROSS_ENTROPY) -> None:
     """Raise `Invalid` where the gradient of a batch at x depends on chance, which would have no address."""
     found = []
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
         for seed in range(2):
             torch.manual_seed(seed)
-            found.append(one_client(model, x, batch))
+            found.append(one_client(model, x, batch, loss=loss))
     first, again = found
     if not torch.allclose(first, again, rtol=1e-3, atol=1e-5, equal_nan=True):
         raise Invalid(
