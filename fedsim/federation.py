@@ -156,7 +156,7 @@ class Federation:
         at = round * self.experiment.method.steps + call
         keys, deviation = self.keys.of(f"{purpose}/0", at, ids), deviations.tolist()
         out = torch.empty_like(rows) if out is None else out
-        size = max(1, -(-len(ids) // max(torch.get_num_threads(), 1)), 2**17 // rows.shape[1])
+        size = max(2, 2**17 // rows.shape[1])  # by the shape alone: sums would depend on the number of threads
         pieces = [slice(start, start + size) for start in range(0, len(ids), size)]
 
         def total(part: slice) -> Tensor:
@@ -171,7 +171,10 @@ class Federation:
                 torch.add(row, self.normal(z, key), alpha=by, out=to)
 
         if len(rows) < len(ids):
-            return torch.add(rows, torch.stack(list(each(total, pieces, self.device))).sum(0), out=out)
+            noise = torch.zeros_like(rows)
+            for part in each(total, pieces, self.device):
+                noise += part
+            return torch.add(rows, noise, out=out)
         for _ in each(add, pieces, self.device):
             pass
         return out

@@ -24,8 +24,9 @@ from torch import Generator, Tensor
 from torch.nn.functional import pad
 
 from fedsim.check import Invalid
+from fedsim.machine.threads import one_thread
 from fedsim.strategies.kernels.columns import Rows, sparse
-from fedsim.strategies.kernels.gram import ORIGIN, PREVIOUS, BrokenRows, Gram, Points, squared_distances
+from fedsim.strategies.kernels.gram import ORIGIN, PREVIOUS, BrokenRows, Gram, Points, given
 from fedsim.strategies.kernels.mixed import Mixed
 from fedsim.types import Mixer, Rule
 
@@ -69,6 +70,7 @@ class Stage:
                 raise Invalid(f"{type(stage).__name__}: f = {f} with n = {n}: allowed is {allowed}")
             n = stage.count(n)
 
+    @one_thread()
     def weights_from_gram(
         self, inner: Tensor, f: int = 0, *, previous: bool = False, generator: Generator | None = None
     ) -> Tensor:
@@ -83,7 +85,7 @@ class Stage:
         anchors: tuple[str, ...] = (PREVIOUS,) if previous else ()
         if self.anchors:
             inner, anchors = pad(inner, (0, 1, 0, 1)), (*anchors, ORIGIN)
-        gram = Gram(n, anchors, lambda: (inner, squared_distances(inner)), seed=_seed(self, generator))
+        gram = Gram(n, anchors, lambda: given(inner), seed=_seed(self, generator))
         weights = self.weights(gram, f)
         weights = torch.eye(n, dtype=torch.float64) if weights is None else weights
         return gram.padded(weights)[:, : n + previous]
@@ -239,6 +241,7 @@ class Chain(TwoHookRule):
 
 
 # ---------------------------------------------------------------- the loop
+@one_thread()
 def solve(
     stage: Stage,
     rows: Tensor,

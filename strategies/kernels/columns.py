@@ -1,7 +1,7 @@
 """Rows in column blocks that fit the cache: every pass over an (n, d) matrix goes through here.
 
-Blocks whose results are summed are cut by the shape of the rows alone and used in order, so no answer depends on the
-number of threads. On a CPU a block is the work of one thread; as many run as torch may use.
+Blocks are cut by the shape of the rows alone, each is the work of one thread, on a CPU of as many at a time as torch may
+use, and results are used in order: so no answer depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.machine.mapped import ahead
-from fedsim.machine.threads import each
+from fedsim.machine.threads import allowed, each, one_thread
 from fedsim.strategies.kernels.networks import exchange
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ LITTLE = 2**23  # numbers at the most, which leave little to do for more threads
 PIECE = 1024  # columns of a product of so FEW rows: torch has a kernel of its own for small products, not for long ones
 STRIP = 32  # columns of a Gram matrix at a time: half of it is enough, and long products of so many are quick
 REGISTER = 16  # numbers in a vector register
-SHARED = 6144  # columns: fewer at a time and threads wait for Python's lock
+SHARED = 3072  # columns: fewer at a time and threads wait for Python's lock; more would leave the cache
 SHARES = 4  # of a thread: to hand out each block alone would cost more than its copy
 PAGES = 32  # rows that are read side by side: a place in each is a page that the processor must find
 TOGETHER = 50  # up to so many in one piece beside other threads, which have Python's lock meanwhile
@@ -73,9 +73,8 @@ class Rows:
 
     @property
     def reduced(self) -> int:
-        """Columns of a block whose columns are reduced each for itself, so that their number changes no answer."""
-        alone = torch.get_num_threads() == 1 or self.short or self.data.device.type != "cpu"
-        return self.cached if alone else max(self.cached, SHARED)
+        """Columns of a block whose columns are reduced each for itself."""
+        return self.cached if self.short or self.data.device.type != "cpu" else max(self.cached, SHARED)
 
     @property
     def streamed(self) -> int:
@@ -109,16 +108,17 @@ class Rows:
 
 def each_block(rows: Rows, work: Callable[[slice], T], width: int | None = None) -> Iterator[T]:
     """`work` of every column block, in order; blocks of some width, or as wide as fits the cache."""
+    work = one_thread()(work)
     width = rows.d if rows.traced else width or rows.cached
     if width >= rows.d:
         yield work(slice(0, rows.d))
         return
     blocks = [slice(start, min(start + width, rows.d)) for start in range(0, rows.d, width)]
-    threads = torch.get_num_threads()
+    threads = allowed()
     if rows.short or threads == 1:
         yield from map(work, ahead(rows.data, blocks))
         return
-    size = -(-len(blocks) // (SHARES * threads))
+    size = -(-len(blocks) // (SHARES * threads))  # which share a block is in changes nothing
     shares = [blocks[first : first + size] for first in range(0, len(blocks), size)]
 
     def done(share: list[slice]) -> list[T]:

@@ -2,6 +2,9 @@
 
 A common part would take the digits of small differences, so inner products are taken around one of the rows.
 The mean will not do as centre, since one huge row drags it away; a row from the middle of the majority does.
+
+Two things hold exactly, whatever a BLAS makes of a product, since rules count and compare: the matrices are symmetric, and
+points that are one and the same have distance 0 and equal distances to all others.
 """
 
 from __future__ import annotations
@@ -121,16 +124,47 @@ class Gram:
         """The points after such a map; rows of weights must have sum 1."""
 
         def measure() -> tuple[Tensor, Tensor]:
-            inner = step @ self.inner @ step.T
+            inner = merged(symmetric(step @ self.inner @ step.T), self._twins(step))
             return inner, squared_distances(inner)
 
         return Gram(len(step) - len(self.anchors), self.anchors, measure, seed=self.seed + 1)
+
+    def _twins(self, step: Tensor) -> Tensor:
+        """For each point after a map the first that is the same: of equal weights, where points that are one share theirs."""
+        one = (self.squared.detach() == 0).int().argmax(1)
+        weights = torch.zeros_like(step).index_add_(1, one, step.detach())
+        first: dict[bytes, int] = {}
+        return torch.tensor([first.setdefault(row.tobytes(), i) for i, row in enumerate(weights.numpy())])
 
 
 def squared_distances(inner: Tensor) -> Tensor:
     """||p_i - p_j||^2 (k, k) from inner products."""
     norms = inner.diagonal()
     return (norms[:, None] + norms[None] - 2 * inner).clamp_min(0).fill_diagonal_(0)
+
+
+def symmetric(inner: Tensor) -> Tensor:
+    """Inner products (k, k) of which a BLAS rounded p_i p_j and p_j p_i each in its own way."""
+    return (inner + inner.T) / 2
+
+
+def merged(pairs: Tensor, first: Tensor) -> Tensor:
+    """Numbers (k, k) of pairs of points, where those of i are those of first[i] (k,); the gradients stay those of i."""
+    if torch.equal(first, torch.arange(len(first))):
+        return pairs
+    values = pairs.detach()[first[:, None], first]
+    return values + (pairs - pairs.detach()) if pairs.requires_grad else values
+
+
+def given(inner: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner products and squared distances (k, k) of points known by their inner products alone.
+
+    Points nearer to each other than these can tell are one.
+    """
+    inner = symmetric(inner)
+    near = squared_distances(inner.detach()) <= 8 * _rounding(inner, inner.dtype)
+    inner = merged(inner, near.int().argmax(1))
+    return inner, squared_distances(inner)
 
 
 # ---------------------------------------------------------------- measuring
@@ -158,7 +192,7 @@ class Points:
             elif dtype == torch.float32 and not _representable(radius[best], self.rows.d):
                 dtype = torch.float64
             else:
-                return inner, self._refined(inner, squared, dtype)
+                return self._refined(inner, squared, dtype)
 
     def near(self, point: int) -> Tensor:
         """Squared distances (n,) of the rows to one point."""
@@ -182,18 +216,19 @@ class Points:
             around, far = (np.sort(np.square(sample - c).sum(1))[n // 2] for c in (sample[row], 0))
         return row if far > 16 * around else None
 
-    def _refined(self, inner: Tensor, squared: Tensor, dtype: torch.dtype) -> Tensor:
-        """The squared distances; those of close points far from the centre are measured anew."""
-        error = _rounding(inner, dtype)
+    def _refined(self, inner: Tensor, squared: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Equal rows made one point; the squared distances of close points far from the centre measured anew."""
+        error, same = _rounding(inner, dtype), torch.arange(len(inner))
         while True:
             lost = squared.detach() * 1e-4 < error
             if not lost.any():
-                return squared
+                return merged(inner, same), merged(squared, same)
             first = int(lost.sum(1).argmax())
             near = lost[first].nonzero()[:, 0]
             twins = torch.tensor([first, *(j for j in near.tolist() if self._equal(first, j))])
             if len(twins) > 1:  # as attackers that collude send them
                 group, anew, errors = twins, torch.zeros(()).double(), torch.zeros(()).double()
+                same[group] = group.min()
             else:
                 group = torch.cat([twins, near]).sort().values
                 around = self._inner(first, torch.float64, group)
@@ -229,7 +264,7 @@ class Points:
             across = z @ more.T
             return torch.cat([torch.cat([gram_of(z), across], 1), torch.cat([across, more @ more.T]).T])
 
-        inner = self._sum(work, self.rows.multiplied)
+        inner = symmetric(self._sum(work, self.rows.multiplied))
         return inner if others else pad(inner, (0, len(extra), 0, len(extra)))
 
     def _near(self, point: int, dtype: torch.dtype) -> Tensor:

@@ -35,7 +35,7 @@ class GeometricMedian(TwoHookRule):
         at_home = (gram.distances[first] == 0).sum()
         if force <= at_home:
             best = sums <= sums[first] * (1 + 1e-9)
-            return (best / best.sum()).double()[None]
+            return (best.double() / best.sum())[None]
         w = here + (1 - at_home / force) * (pull / pull.sum() - here)
         norms, along = inner.diagonal(), inner @ w
         for _ in range(self.iterations):

@@ -92,8 +92,10 @@ class _Search:
         """The largest eigenvalue of the scatter of some rows, and their places along its direction."""
         part = self.inner[np.ix_(rows, rows)]
         part = part - part.mean(0)
-        values, vectors = np.linalg.eigh(part - part.mean(1, keepdims=True))
-        return float(values[-1]), vectors[:, -1] * max(values[-1], 0) ** 0.5
+        # by torch, which runs on one thread here: NumPy's LAPACK has threads of its own
+        values, vectors = torch.linalg.eigh(torch.from_numpy(part - part.mean(1, keepdims=True)))
+        top = float(values[-1])
+        return top, vectors[:, -1].numpy() * max(top, 0) ** 0.5
 
     def _descend(self, held: NDArray[np.int64], free: NDArray[np.int64], drop: int) -> None:
         self.left -= 1

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from fedsim.check import Natural
+from fedsim.machine.threads import one_thread
 from fedsim.strategies.kernels.base import TwoHookRule, checked
 from fedsim.strategies.kernels.gram import ORIGIN, Gram
 
@@ -27,6 +28,7 @@ class Mean(TwoHookRule):
 
     averages: ClassVar[bool] = True
 
+    @one_thread()
     def __call__(
         self, rows: Tensor, f: int = 0, *, previous: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
