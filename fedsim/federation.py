@@ -156,7 +156,7 @@ class Federation:
         at = round * self.experiment.method.steps + call
         keys, deviation = self.keys.of(f"{purpose}/0", at, ids), deviations.tolist()
         out = torch.empty_like(rows) if out is None else out
-        size = max(2, 2**17 // rows.shape[1])  # by the shape alone: sums would depend on the number of threads
+        size = max(2, 2**17 // rows.shape[1])  # not by the number of threads: sums would differ
         pieces = [slice(start, start + size) for start in range(0, len(ids), size)]
 
         def total(part: slice) -> Tensor:

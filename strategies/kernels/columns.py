@@ -1,7 +1,7 @@
 """Rows in column blocks that fit the cache: every pass over an (n, d) matrix goes through here.
 
-Blocks are cut by the shape of the rows alone, each is the work of one thread, on a CPU of as many at a time as torch may
-use, and results are used in order: so no answer depends on the number of threads.
+Blocks are cut by the shape of the rows alone, each is the work of one thread (on a CPU as many work at a time as torch
+may use), and results are used in order: so no answer depends on the number of threads.
 """
 
 from __future__ import annotations

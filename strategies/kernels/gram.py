@@ -3,8 +3,8 @@
 A common part would take the digits of small differences, so inner products are taken around one of the rows.
 The mean will not do as centre, since one huge row drags it away; a row from the middle of the majority does.
 
-Two things hold exactly, whatever a BLAS makes of a product, since rules count and compare: the matrices are symmetric, and
-points that are one and the same have distance 0 and equal distances to all others.
+Two things hold exactly, whatever a BLAS makes of a product, since rules count and compare: the matrices are symmetric,
+and points that are one and the same have distance 0 and equal distances to all others.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Gram:
         return Gram(len(step) - len(self.anchors), self.anchors, measure, seed=self.seed + 1)
 
     def _twins(self, step: Tensor) -> Tensor:
-        """For each point after a map the first that is the same: of equal weights, where points that are one share theirs."""
+        """For each point after a map the first that is the same: of equal weights, those of equal points added up."""
         one = (self.squared.detach() == 0).int().argmax(1)
         weights = torch.zeros_like(step).index_add_(1, one, step.detach())
         first: dict[bytes, int] = {}

@@ -1,7 +1,7 @@
-"""Exact whatever a BLAS makes of a product: symmetric inner products, equal points at distance 0, ties, least diameters.
+"""Exact whatever a BLAS makes of a product: symmetric matrices, equal points at distance 0, ties, least diameters.
 
-Each of these runs once with this machine's products and once with products that are off by a rounding error, another one
-at each place, as kernels of other processors have it.
+Most run once with this machine's products and once with products that are off by a rounding error, another one at each
+place, as kernels of other processors have it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def test_inner_products_and_distances_are_symmetric() -> None:
 
 @pytest.mark.usefixtures("products")
 def test_the_least_diameter_is_found() -> None:
-    """Beside all subsets and exact distances: never larger by more than what distances are right to, 1e-4 of squares."""
+    """Beside all subsets and exact distances: larger by no more than distances are right to, 1e-4 of squares."""
     for x, f in cases(most=9):
         squared = exact(x).numpy()
         subsets = [list(s) for s in combinations(range(len(x)), len(x) - f)]
@@ -85,7 +85,7 @@ def test_the_least_diameter_is_found() -> None:
 
 @pytest.mark.usefixtures("products")
 def test_ties_of_krum_go_to_the_lowest_row() -> None:
-    """With one neighbour the two nearest rows tie, each the other's nearest: exactly, so the lower one is the answer."""
+    """With one neighbour the two nearest rows tie exactly, each the other's nearest: the lower one is the answer."""
     for seed in range(CASES):
         generator = Generator().manual_seed(seed)
         x = torch.randn(3, (2, 30, 500)[seed % 3], generator=generator) + 5 * (seed % 2)
@@ -131,7 +131,7 @@ def test_rows_of_equal_weights_are_one_point() -> None:
 
 @pytest.mark.usefixtures("products")
 def test_the_geometric_median_behind_nnm_counts_equal_rows() -> None:
-    """All honest rows are one point, so more than half, which is the median: to the bit their mean, whatever f sends."""
+    """All honest rows are one point, so more than half, which is the median: with equal weights to the bit."""
     for seed in range(300):
         generator = Generator().manual_seed(seed)
         n, f = 9 + seed % 8, 2 + seed % 3
