@@ -67,7 +67,10 @@ class Device:
     def recall(self, order: Order, context: Context) -> Memory:
         self.own.check(order)
         path = self._memory(order)
-        return Memory.load(path.read_bytes()) if path.exists() else Memory(secret=secrets.randbits(63))
+        if path.exists():
+            return Memory.load(path.read_bytes())
+        secret = Spent.load(self.ledger).secret(order)
+        return Memory(secret=secrets.randbits(63) if secret is None else secret)
 
     def federation(self, order: Order, memory: Memory) -> Federation:
         experiment = Experiment.from_json(order.experiment)

@@ -21,13 +21,19 @@ from fedsim.privacy.ledger import Ledger
 
 @dataclass(frozen=True)
 class Entry:
-    """The answers of one run. `derived`: its noise hid nothing, and it is accounted for by no epsilon."""
+    """The answers of one run. `derived`: its noise hid nothing, and it is accounted for by no epsilon.
+
+    size    of the device's data: what it pays depends on it
+    secret  what its batches are drawn from: those of an epoch are disjoint for as long as it stays the same
+    """
 
     fingerprint: str
     derived: bool
     adjacency: str | None = None  # which data sets its epsilon calls neighbours
     rounds: tuple[int, ...] = ()
     releases: tuple[Release, ...] = ()
+    size: int | None = None
+    secret: int | None = None
 
     @property
     def bare(self) -> bool:
@@ -50,6 +56,10 @@ class Spent:
         """Whether this round of this run has been paid for."""
         return order.run in self.entries and order.round in self.entries[order.run].rounds
 
+    def secret(self, order: Order) -> int | None:
+        """What the batches of this run are drawn from, where it has begun; a memory may be lost, the ledger is kept."""
+        return self.entries[order.run].secret if order.run in self.entries else None
+
     def charge(self, order: Order, fed: Federation) -> Spent:
         """With one more round answered. A round is paid for once: the same answer sent again tells nobody more."""
         entry = self.entries.get(order.run, Entry(order.fingerprint, order.derived))
@@ -61,7 +71,17 @@ class Spent:
         if ledger is None or order.derived:
             bare = replace(entry, rounds=rounds, adjacency=None, releases=())
             return Spent({**self.entries, order.run: bare})
-        privacy, plan = ledger.privacy, ledger.plan
+        privacy, plan, size = ledger.privacy, ledger.plan, int(fed.sizes[order.client])
+        if entry.size not in (None, size):
+            raise Invalid(
+                f"run {order.run}: began with {entry.size} examples on this device, which holds {size} now: what it "
+                "has paid is no longer known; allowed is a new run"
+            )
+        if entry.secret not in (None, fed.choice.seed):
+            raise Invalid(
+                f"run {order.run}: its batches were drawn from another secret until now, so that an example may come "
+                "twice in what the ledger counts as one epoch; allowed is a new run"
+            )
         adjacency = privacy.adjacency(plan.batches)
         for other in self.entries.values():
             if other.adjacency not in (None, adjacency):
@@ -69,9 +89,9 @@ class Spent:
                     f"experiment {order.fingerprint} counts by {adjacency}, this device's ledger by {other.adjacency}: "
                     "the two have no common epsilon; allowed is one of them"
                 )
-        releases = privacy.releases(plan, rounds, ledger.multiplier)
-        entry = replace(entry, rounds=rounds, releases=releases, adjacency=adjacency)
-        return Spent({**self.entries, order.run: entry})
+        paid = privacy.bill(plan, rounds, size)
+        entry = replace(entry, rounds=rounds, releases=paid, adjacency=adjacency)
+        return Spent({**self.entries, order.run: replace(entry, size=size, secret=fed.choice.seed)})
 
     def epsilon(self, delta: float) -> float:
         """Epsilon of everything released so far, runs composed; the lowest of the bounds that hold for all of it.
@@ -126,4 +146,4 @@ def hiding(fed: Federation) -> Ledger | None:
 
 def _entry(saved: Any) -> Entry:
     releases = tuple(Release(**each) for each in saved["releases"])
-    return Entry(saved["fingerprint"], saved["derived"], saved["adjacency"], tuple(saved["rounds"]), releases)
+    return Entry(**{**saved, "rounds": tuple(saved["rounds"]), "releases": releases})

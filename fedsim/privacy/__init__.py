@@ -150,10 +150,25 @@ class Privacy(Component):
         """All that clients who took part in these rounds may have paid."""
         return {self.releases(own, each, z) for own in plan.by_size() for each in rounds}
 
-    def _account(self, plan: Plan, rounds: frozenset[Rounds]) -> tuple[float, str]:
-        """The lowest of the bounds in use on what the client pays that pays most, and whose bound it is."""
+    def bill(self, plan: Plan, rounds: Rounds, size: int | None = None) -> tuple[Release, ...]:
+        """What a client of `size` examples pays that takes part in these rounds.
+
+        Of unknown size: the most that one may pay, of those in the plan.
+        """
         z = self.multiplier(plan)
-        paid = self.paid(plan, rounds, z) or {()}
+        if size is not None:
+            return self.releases(plan.of_size(size), rounds, z)
+        return max(
+            (self.releases(own, rounds, z) for own in plan.by_size()),
+            key=lambda paid: self._least_bound(plan, {paid}),
+        )
+
+    def _account(self, plan: Plan, rounds: frozenset[Rounds]) -> tuple[float, str]:
+        """What the client pays that pays most, and whose bound that is."""
+        return self._least_bound(plan, self.paid(plan, rounds, self.multiplier(plan)) or {()})
+
+    def _least_bound(self, plan: Plan, paid: set[tuple[Release, ...]]) -> tuple[float, str]:
+        """The lowest of the bounds in use that holds for all of `paid`, and whose it is."""
         bounds = [
             (max(_epsilon(a, each, self.delta) for each in paid), a.title) for a in self.accountants(plan)
         ]

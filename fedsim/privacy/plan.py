@@ -57,7 +57,10 @@ class Plan:
     parameters: int
     others: tuple[int, ...] = ()  # sizes of clients that may pay more than the smallest
 
+    def of_size(self, m: int) -> Plan:
+        """The plan as it is to a client of m examples."""
+        return replace(self, smallest=m, others=())
+
     def by_size(self) -> Iterator[Plan]:
         """The plan of each client that may pay most."""
-        yield self
-        yield from (replace(self, smallest=m) for m in self.others)
+        yield from map(self.of_size, (self.smallest, *self.others))

@@ -162,3 +162,26 @@ def test_a_round_that_the_experiment_does_not_have_bars_none_that_it_has(tmp_pat
     ask = asking(site, small(clients=1, f=0))
     assert "the experiment has rounds 0 to 3" in ask(4, -1)[1][0]
     assert len(ask(0, -1)[0]) == 1
+
+
+def test_a_memory_that_is_lost_takes_no_secret_with_it(tmp_path: Path) -> None:
+    """A new one would let an example come twice in an epoch, which the ledger counts once."""
+    e, site = small(), Site(tmp_path, test_mode=False)
+    host = device.Device(site.folder(0))
+
+    def asked(round: int) -> Order:
+        return Order(
+            experiment=e.to_json(),
+            fingerprint=e.fingerprint,
+            run="a",
+            client=0,
+            round=round,
+            accepted=-1,
+            derived=False,
+        )
+
+    context = Context(0, 0, {}, RecordDict(), {})
+    memory = host.recall(asked(0), context)
+    host.keep(asked(0), host.federation(asked(0), memory), memory, context)
+    (site.folder(0) / "memory-a.pt").unlink()
+    assert host.recall(asked(1), context).secret == memory.secret
