@@ -14,7 +14,7 @@ from fedsim.check import Invalid
 from fedsim.gradients import ClientGradients, require_certain
 from fedsim.keys import SHARED, Keys, torch_seed
 from fedsim.machine.mapped import Space
-from fedsim.machine.threads import each
+from fedsim.machine.threads import each, one_thread
 from fedsim.privacy import CLIP, ExampleDP, MessageDP, Privacy, Quantile
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.plan import Plan, histories
@@ -27,6 +27,7 @@ Ids = NDArray[np.int64]
 class Federation:
     """What the engines and the round work on; nothing in it changes from round to round."""
 
+    @one_thread()
     def __init__(
         self,
         experiment: Experiment,

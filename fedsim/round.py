@@ -14,6 +14,7 @@ from fedsim.check import Invalid
 from fedsim.federation import Federation, Ids
 from fedsim.gradients import one_client
 from fedsim.layout import clip_
+from fedsim.machine.threads import one_thread
 from fedsim.mechanism import Mechanism
 from fedsim.types import Batch, Method, State, Target, View
 
@@ -51,6 +52,7 @@ class Client:
         return None
 
 
+@one_thread()
 def answer(fed: Federation, client: int, state: State, told: State, round: int) -> tuple[State, Tensor]:
     """A client's new state and its message (d,), from its state, what the server broadcast and the round."""
     env = Client(fed, client, round, state, told)
@@ -128,6 +130,7 @@ class AtServer:
         self.fed, self.round = fed, round
 
 
+@one_thread()
 def finish(fed: Federation, server: Server, messages: Messages, ids: Ids, round: int) -> tuple[Server, Seen]:
     """Forge, aggregate, step. `ids` take part, in order; the messages are of those of them that compute."""
     experiment, method = fed.experiment, fed.experiment.method

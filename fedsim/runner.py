@@ -18,6 +18,7 @@ from fedsim.federation import Federation
 from fedsim.layout import parameters
 from fedsim.machine import malloc as heap
 from fedsim.machine.mapped import Space
+from fedsim.machine.threads import one_thread
 from fedsim.privacy.ledger import Ledger
 from fedsim.record import Metrics, Record
 from fedsim.round import Seen, Server, attempt
@@ -55,6 +56,7 @@ class Result:
         return float(self.summary["accuracy"])
 
 
+@one_thread()
 def run(
     experiment: Experiment,
     *,
@@ -79,6 +81,7 @@ def run(
     return engines.hosted(engine, fed, lambda ask: drive(fed, ask, record, progress))
 
 
+@one_thread()
 @heap.kept()
 def drive(
     fed: Federation,

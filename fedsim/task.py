@@ -8,11 +8,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fedsim.check import Component, Invalid, NonNegative
 from fedsim.keys import Keys, torch_seed
 from fedsim.layout import flatten, unflatten
 from fedsim.losses import CROSS_ENTROPY, CrossEntropy, own
+from fedsim.machine.threads import each
 from fedsim.types import Data, Dataset, Examples, Loss, Model, forward, on_inputs
 
 __all__ = ["Task"]
@@ -80,14 +82,31 @@ def evaluate(
 ) -> dict[str, float]:
     """What a model is worth at x (d,): "loss", the mean over examples, and where labels are classes "accuracy".
 
-    `size` examples at a time; of windows of text the accuracy is over all their places.
+    `size` examples at a time, each so many on one thread; of windows of text the accuracy is over all their places.
     """
-    parameters, right, labels, total = unflatten(x, model), 0, 0, 0.0
-    for start in range(0, len(examples), size):
-        some = examples.part(slice(start, start + size))
-        out = forward(model, parameters, some.x)
-        total += float(loss(out, some.y).sum())
-        if (predicted := loss.predicted(out)) is not None:
-            right, labels = right + int((predicted == some.y).sum()), labels + some.y.numel()
+    pieces = [examples.part(slice(start, start + size)) for start in range(0, len(examples), size)]
+    parameters = {f"model.{name}": value for name, value in unflatten(x, model).items()}
+    found = functional_call(_Evaluation(model, loss), parameters, (pieces,))
+    total, right, labels = (sum(column) for column in zip(*found, strict=True))
     accuracy = {"accuracy": right / labels} if labels else {}
     return {**accuracy, "loss": total / len(examples)}
+
+
+class _Evaluation(nn.Module):
+    """A model whose parameters are put in place once for all threads."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, pieces: list[Examples]) -> list[tuple[float, int, int]]:
+        return list(each(self._piece, pieces, pieces[0].y.device.type))
+
+    @torch.no_grad()
+    def _piece(self, some: Examples) -> tuple[float, int, int]:
+        """The sum of the losses; how many labels were told right, of how many."""
+        out = forward(self.model, {}, some.x)
+        loss, predicted = float(self.loss(out, some.y).sum()), self.loss.predicted(out)
+        if predicted is None:
+            return loss, 0, 0
+        return loss, int((predicted == some.y).sum()), some.y.numel()

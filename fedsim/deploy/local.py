@@ -51,7 +51,7 @@ class Running:
 @contextmanager
 def running(site: Site, fast: bool = False) -> Iterator[Running]:
     """The SuperLink of a deployment and all its SuperNodes; ended, with all that they started, at the end."""
-    # Many processes share this machine, and sums over more threads differ in the last bit.
+    # Many processes share this machine.
     os.environ["OMP_NUM_THREADS"] = "1"
     with ExitStack() as stack:
         log = stack.enter_context((site.server / "link.log").open("ab"))
@@ -118,14 +118,9 @@ def try_out(site: Site, experiment: Experiment, trial: Trial) -> dict[str, Any]:
 
 
 def difference(experiment: Experiment, out: Path) -> float:
-    """The largest difference of a parameter from the loop engine's, on one thread as the devices."""
+    """The largest difference of a parameter from the loop engine's."""
     model = torch.load(out / "model.pt", weights_only=True)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        truth = run(experiment, engine="loop", device="cpu").model
-    finally:
-        torch.set_num_threads(before)
+    truth = run(experiment, engine="loop", device="cpu").model
     return max(float((model[name] - value).abs().max()) for name, value in truth.items())
 
 

@@ -7,10 +7,12 @@ import torch
 from numpy.typing import NDArray
 
 from fedsim.federation import Federation
+from fedsim.machine.threads import one_thread
 from fedsim.round import Messages, answer
 from fedsim.types import State
 
 
+@one_thread()
 def rows(
     fed: Federation, states: State, told: State, round: int, ids: NDArray[np.int64]
 ) -> tuple[State, Messages]:

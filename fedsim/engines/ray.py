@@ -8,7 +8,6 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
-import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
@@ -41,8 +40,7 @@ def host(fed: Federation, body: Callable[[Ask], T]) -> T:
         results.append(body(Remote(grid, nodes, run=str(context.run_id))))
 
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    # As many threads a client as here: sums over more threads differ in the last bit.
-    backend: Any = {"client_resources": {"num_cpus": torch.get_num_threads(), "num_gpus": 0.0}}
+    backend: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     with warnings.catch_warnings():  # run_simulation announces its end, and Ray's start leaves sockets behind
         warnings.simplefilter("ignore")
         run_simulation(server, SIMULATED, fed.experiment.clients, backend_config=backend)

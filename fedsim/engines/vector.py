@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from math import ceil, inf, isfinite
+from math import ceil, inf, isfinite, log2
 
 import torch
 from torch import Tensor
@@ -13,12 +14,13 @@ from fedsim.federation import Federation, Ids
 from fedsim.gradients import one_client
 from fedsim.gradients.batched import Route
 from fedsim.layout import clip_, clip_factor
-from fedsim.machine.threads import each
+from fedsim.machine.threads import each, one_thread
 from fedsim.mechanism import Mechanism
 from fedsim.round import Messages
 from fedsim.types import Batch, Method, State
 
 CACHED = 2**20  # numbers in a group's rows on a CPU: small enough for the caches, large enough for Python
+ALONE = 2**24  # products of an example and a parameter: so many are the work of one thread
 STEPPED = 2**21  # where a round has several steps, each a product: more of them at once, still not all
 
 
@@ -151,6 +153,7 @@ class Group(Clients):
         return self.after[name]
 
 
+@one_thread()
 def rows(fed: Federation, states: State, told: State, round: int, ids: Ids) -> tuple[State, Messages]:
     """The states after the step and the messages, with room for others; or where it is enough their mean.
 
@@ -169,7 +172,7 @@ def rows(fed: Federation, states: State, told: State, round: int, ids: Ids) -> t
 def _sum(fed: Federation, states: State, told: State, round: int, ids: Ids) -> tuple[State, Tensor] | None:
     """The states after the step and the mean message (1, d) of clients who send their gradient, by whole products.
 
-    None where they send anything else, or clip what follows from the layers no more. Torch's threads share a product.
+    None where they send anything else, or clip what follows from the layers no more.
     """
     method, route = fed.experiment.method, _route(fed, ids, round)
     if type(method).client_step is not Method.client_step:
@@ -178,21 +181,30 @@ def _sum(fed: Federation, states: State, told: State, round: int, ids: Ids) -> t
     if tau < inf and (fed.example_privacy or fed.experiment.task.l2 or not route.normed):
         return None
     after = {name: fed.space.empty(value, *value.shape) for name, value in states.items()}
-    total = torch.zeros_like(fed.x0)[None]
-    for part in _cut(len(ids), _at_once(fed, ids)):
+
+    def work(part: slice) -> Tensor:
         mine = {name: value[part] for name, value in states.items()}
         env = Share(fed, ids[part], round, mine, told, fed.batch(round, ids[part]))
         sent = env.first.total(tau)
-        total += fed.noisy(sent, "message", round, env.ids, out=sent) if fed.message_privacy else sent
         for name, value in after.items():
             _put(env.kept.get(name, mine[name]), value[part])
-    return after, total / len(ids)
+        return fed.noisy(sent, "message", round, env.ids, out=sent) if fed.message_privacy else sent
+
+    return after, _added(fed, work, _shares(fed, ids, round)) / len(ids)
+
+
+def _added(fed: Federation, work: Callable[[slice], Tensor], shares: list[slice]) -> Tensor:
+    """The sum (1, d) of what `work` gives for each share, as it comes, in order."""
+    total = torch.zeros_like(fed.x0)[None]
+    for sent in each(work, shares, fed.device):
+        total += sent
+    return total
 
 
 def _step(
     fed: Federation, states: State, told: State, round: int, ids: Ids, spare: Tensor | None
 ) -> tuple[State, Tensor]:
-    """Shares of the clients, one a thread or more: the gradients of a share at once, what is made of them by groups.
+    """Shares of the clients, each on one thread: the gradients of a share at once, what is made of them by groups.
 
     The states after the step; the messages, written to `spare`, or their mean (1, d) where that is None.
     """
@@ -201,47 +213,55 @@ def _step(
     once = method.steps == 1
     group_size = max(1, (CACHED if once else STEPPED) // d) if fed.device == "cpu" else len(ids)
 
-    def work(share: slice) -> Tensor | None:
+    def work(share: slice) -> Tensor:
         mine = {name: value[share] for name, value in states.items()}
         here = {name: value[ids[share]] for name, value in told.items()} if method.peer else told
         env = Share(fed, ids[share], round, mine, here, fed.batch(round, ids[share]) if once else None)
-        total = fed.x0.new_zeros(d) if spare is None else None
+        total = fed.x0.new_zeros(1, 0 if spare is not None else d)
         places = fed.x0.new_empty(min(group_size, len(env.ids)), d) if spare is None else spare[share]
         for part in _cut(len(env.ids), group_size):
             new = {name: value[share][part] for name, value in after.items()}
-            place = places[part] if total is None else places[: part.stop - part.start]
+            place = places[: part.stop - part.start] if spare is None else places[part]
             state = {name: value[part] for name, value in mine.items()}
             batch = env.batch.part(part) if env.batch else fed.batch(round, env.ids[part])
             group = Group(env, part, state, batch, new, place)
             state, sent = method.client_step(state, group.x, batch, group)
             for name, value in (state | group.kept).items():
                 _put(value, new[name])
-            if total is None:
-                _put(sent, place)
-            else:
+            if spare is None:
                 total += sent.sum(0)
+            else:
+                _put(sent, place)
         return total
 
-    totals = list(each(work, _shares(fed, ids, round), fed.device))
-    if spare is not None:
-        return after, spare
-    return after, torch.stack([total for total in totals if total is not None]).sum(0, keepdim=True) / len(
-        ids
-    )
+    shares = _shares(fed, ids, round)
+    if spare is None:
+        return after, _added(fed, work, shares) / len(ids)
+    for _ in each(work, shares, fed.device):
+        pass
+    return after, spare
 
 
 def _shares(fed: Federation, ids: Ids, round: int) -> list[slice]:
-    """The clients by threads, or by fewer than that where the gradients of a step would not fit the memory."""
-    n, route = len(ids), _route(fed, ids, round)
-    alone = route.alone or fed.device != "cpu" or n * fed.x0.numel() < CACHED
-    size = ceil(n / (1 if alone else torch.get_num_threads()))
-    return _cut(n, size if fed.experiment.method.steps > 1 else min(size, _at_once(fed, ids)))
+    """The clients in shares, cut by the shape of their work alone, not by threads: sums depend on where they are cut.
+
+    A share costs time of its own: four times the work are twice as many. The gradients of a step fit the memory.
+    """
+    n, steps, route = len(ids), fed.experiment.method.steps, _route(fed, ids, round)
+    products = n * steps * _examples(fed, ids) * fed.x0.numel()
+    alone = route.alone or fed.device != "cpu" or products < ALONE
+    size = n if alone else ceil(n / 2 ** int(0.5 + log2(products / ALONE) / 2))
+    return _cut(n, size if steps > 1 else min(size, _at_once(fed, ids)))
 
 
 def _at_once(fed: Federation, ids: Ids) -> int:
     """How many clients' gradients of one step fit the memory, once the route to them is known."""
-    b = ceil(fed.experiment.batches.expected(fed.sizes[ids]).max())
-    return fed.gradients.at_once(b, fed.example_privacy is not None)
+    return fed.gradients.at_once(_examples(fed, ids), fed.example_privacy is not None)
+
+
+def _examples(fed: Federation, ids: Ids) -> int:
+    """How many examples a client's step takes, at the most that are expected."""
+    return ceil(float(fed.experiment.batches.expected(fed.sizes[ids]).max()))
 
 
 def _route(fed: Federation, ids: Ids, round: int) -> Route:
