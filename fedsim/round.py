@@ -137,9 +137,7 @@ def finish(fed: Federation, server: Server, messages: Messages, ids: Ids, round:
     stage = (_in_memory if experiment.attacked == "memory" else _in_messages)(fed, server, messages, ids)
     f = 0 if messages.mean_only else experiment.f_round  # of one row, the mean of all, none may be Byzantine
     honest = experiment.honest if method.server_memory else len(ids) - stage.f
-    topology = None
-    if method.peer:
-        topology = method.topology(len(ids), honest, f, fed.keys.generator("received", round))
+    topology = _topology(fed, ids, round)
     target = Target(
         experiment.rule,
         f,
@@ -194,12 +192,31 @@ def attempt(
     attack, honest = fed.experiment.attack, answered < fed.experiment.honest
     if not len(answered) or (attack is not None and "honest" in attack.needs and not honest.any()):
         return server, None
-    try:
-        return finish(fed, server, messages, ids, round)
-    except Invalid:
-        if len(ids) == len(asked):
-            raise
+    if len(ids) < len(asked) and not _defined(fed, ids, round):
         return server, None
+    return finish(fed, server, messages, ids, round)
+
+
+def _defined(fed: Federation, ids: Ids, round: int) -> bool:
+    """Whether the rule takes f of the rows that it would see if only clients `ids` took part."""
+    experiment, method = fed.experiment, fed.experiment.method
+    topology = _topology(fed, ids, round)
+    rows = [experiment.clients if method.server_memory else len(ids)]
+    try:
+        for n in rows if topology is None else set(topology.sum(1).tolist()):
+            experiment.rule.require(n, experiment.f_round)
+    except Invalid:
+        return False
+    return True
+
+
+def _topology(fed: Federation, ids: Ids, round: int) -> Tensor | None:
+    """Among peers: whose rows each node has; otherwise None."""
+    experiment, method = fed.experiment, fed.experiment.method
+    if not method.peer:
+        return None
+    honest = int((ids < experiment.honest).sum())
+    return method.topology(len(ids), honest, experiment.f_round, fed.keys.generator("received", round))
 
 
 def _in_messages(fed: Federation, server: Server, messages: Messages, ids: Ids) -> Stage:

@@ -19,10 +19,10 @@ from fedsim.layout import parameters
 from fedsim.machine import malloc as heap
 from fedsim.machine.mapped import Space
 from fedsim.machine.threads import one_thread
-from fedsim.privacy.ledger import Ledger
 from fedsim.record import Metrics, Record
-from fedsim.round import Seen, Server, attempt
+from fedsim.round import Seen
 from fedsim.spec import Experiment
+from fedsim.standing import Standing
 from fedsim.states import States
 from fedsim.task import evaluate
 from fedsim.types import Dataset
@@ -30,9 +30,6 @@ from fedsim.types import Dataset
 if TYPE_CHECKING:
     import pandas as pd
 
-UNACCOUNTED = (
-    "no epsilon: the noise of this deployment is derived from the experiment's seed, which hides nothing"
-)
 SAVE_SECONDS = 10.0  # a killed run loses at most about so much work, or where checkpoints take long
 SAVE_SHARE = 0.04  # as much as keeps them to this share of the time,
 DISK = 250e6  # at so many bytes a second until one has been timed
@@ -91,7 +88,7 @@ def drive(
     save_seconds: float = SAVE_SECONDS,
 ) -> Result:
     """The rounds of a federation with whoever answers, from the record's checkpoint on where it has one."""
-    experiment, live = fed.experiment, _Live.start(fed, ask, record)
+    experiment, live = fed.experiment, _start(fed, ask, record)
     saver = record and _Saver(record, save_seconds)
     lines = record.metrics() if record else []
     began, begun_at = time.perf_counter(), live.round
@@ -154,11 +151,11 @@ class _Saver:
     def __init__(self, record: Record, seconds: float) -> None:
         self.record, self.seconds, self.at, self.took = record, seconds, time.perf_counter(), 0.0
 
-    def due(self, live: _Live) -> bool:
+    def due(self, live: Standing) -> bool:
         took = max(self.took, live.states.unsaved / DISK)
         return time.perf_counter() - self.at >= (self.seconds and max(self.seconds, took / SAVE_SHARE))
 
-    def save(self, live: _Live) -> None:
+    def save(self, live: Standing) -> None:
         began = time.perf_counter()
         with live.states.saving() as rows:
             self.record.save(live.dump() | {"rows": rows})
@@ -166,73 +163,24 @@ class _Saver:
         self.took = self.at - began
 
 
-@dataclass(frozen=True)
-class _Live:
-    """All that changes from round to round."""
-
-    round: int
-    server: Server
-    states: States
-    ledger: Ledger | None
-    written: int = 0  # bytes of the metrics so far
-
-    @classmethod
-    def start(cls, fed: Federation, ask: engines.Ask, record: Record | None) -> _Live:
-        """Before the first round, or at the record's checkpoint."""
-
-        def at(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {name: at(item) for name, item in value.items()}
-            return value.to(fed.device) if isinstance(value, Tensor) else value
-
-        saved = (record and record.checkpoint()) or {}
-        file = record.states if record else None
-        first, ledger = ask.first(fed), fed.ledger if fed.accounted else None
-        states = States.start(first, fed.computing, space=fed.space, file=file, saved=saved.get("rows"))
-        if not saved:
-            return cls(0, Server.start(fed), states, ledger)
-        server, ledger = Server(**at(saved["server"])), ledger and ledger.load(saved)
-        return cls(saved["round"], server, states, ledger, saved["metrics_bytes"])
-
-    def goes_on(self, fed: Federation) -> bool:
-        """Whether rounds are left, and the privacy budget affords another."""
-        if self.round >= fed.experiment.rounds:
-            return False
-        return self.ledger is None or self.ledger.affords(fed.cohort(self.round))
-
-    def notes(self, fed: Federation) -> list[str]:
-        """What a report says of the run's privacy: the statement first, then warnings."""
-        if self.ledger is None:
-            return [] if fed.accounted else [UNACCOUNTED]
-        limit = self.ledger.privacy.stop_at_epsilon
-        stopped = f"stopped after round {self.round}: one more would exceed stop_at_epsilon = {limit}"
-        early = [stopped] if self.round < fed.experiment.rounds else []
-        return [self.ledger.statement(), *early, *self.ledger.warnings()]
-
-    def x(self, fed: Federation) -> Tensor:
-        """The model to evaluate; among peers that of node 0, which is honest."""
-        return self.server.x[0] if fed.experiment.method.peer else self.server.x
-
-    def dump(self) -> dict[str, Any]:
-        """The checkpoint, without the clients' states."""
-        server = {"state": self.server.state, "previous": self.server.previous, "memory": self.server.memory}
-        ledger = self.ledger.dump() if self.ledger else {}
-        return {"round": self.round, "server": server, "metrics_bytes": self.written, **ledger}
+def _start(fed: Federation, ask: engines.Ask, record: Record | None) -> Standing:
+    """Before the first round, or at the record's checkpoint."""
+    first = ask.first(fed)
+    saved = record.checkpoint() if record else None
+    if record is None or saved is None:
+        return Standing.start(fed, first, record.states if record else None)
+    states = States.start(first, fed.computing, space=fed.space, file=record.states, saved=saved.get("rows"))
+    return Standing.at(fed, saved, states)
 
 
-def _advance(live: _Live, fed: Federation, ask: engines.Ask) -> tuple[_Live, Seen | None]:
-    """The next round; None where too few answered: then server and clients stay, and only the round is over."""
-    ids = fed.cohort(live.round)
-    asked = ids[ids < fed.computing]
-    told = live.server.told(fed.experiment.method)
-    after, messages, answered = ask(fed, live.states.of(asked), told, live.round, asked)
-    server, seen = attempt(fed, live.server, messages, answered, ids, live.round)
-    ledger = live.ledger and live.ledger.charge(ids)
-    states = live.states.after(answered, after) if seen else live.states
-    return _Live(live.round + 1, server, states, ledger, live.written), seen
+def _advance(now: Standing, fed: Federation, ask: engines.Ask) -> tuple[Standing, Seen | None]:
+    """The next round; None where too few answered."""
+    asked = now.asked(fed)
+    states, messages, answered = ask(fed, now.states.of(asked), now.told(fed), now.round, asked)
+    return now.after(fed, states, messages, answered)
 
 
-def _measure(live: _Live, fed: Federation, seen: Seen | None, before: Tensor | None) -> Metrics:
+def _measure(live: Standing, fed: Federation, seen: Seen | None, before: Tensor | None) -> Metrics:
     """Accuracy and loss on the test set, epsilon spent, and what the rule made of what it saw.
 
     deviation: how far the aggregate lies from the honest mean. byzantine_weight: that of the Byzantine rows in it,

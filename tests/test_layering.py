@@ -26,6 +26,7 @@ RUNTIME = (
     "fedsim.engines",
     "fedsim.record",
     "fedsim.states",
+    "fedsim.standing",
     "fedsim.runner",
 )
 ALLOWED = {

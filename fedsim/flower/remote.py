@@ -23,6 +23,8 @@ from fedsim.flower.replies import SetAside, collect
 from fedsim.round import Messages
 from fedsim.types import State
 
+FIRST: State = {"accepted": torch.tensor(-1)}  # what is kept of a client that has not answered yet
+
 
 @dataclass(frozen=True)
 class Wire:
@@ -61,7 +63,7 @@ class Remote:
         self.metrics: dict[str, Any] = {}
 
     def first(self, fed: Federation) -> State:
-        return {"accepted": torch.tensor(-1)}
+        return FIRST
 
     def __call__(
         self, fed: Federation, states: State, told: State, round: int, ids: Ids

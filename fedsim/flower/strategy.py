@@ -10,28 +10,31 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsim.federation import Federation, Ids
-from fedsim.flower.remote import Remote, Wire, discover, told_record
-from fedsim.round import Server, attempt
+from fedsim.federation import Federation
+from fedsim.flower.remote import FIRST, Remote, Wire, discover, told_record
 from fedsim.spec import Experiment
-from fedsim.states import States
-from fedsim.types import State
+from fedsim.standing import Standing
 
 
 class MethodStrategy(Strategy):
     """The server's half of an experiment: `strategy.start(grid, strategy.initial_arrays, experiment.rounds)`.
 
-    It comes to the same model as `fedsim.run(experiment)`. Arrays hold the model as one vector "x". A round that too
-    few clients answer leaves the model as it is. The experiment's message attack is forged here, before the rule.
+    It comes to the same model as `fedsim.run(experiment)`, and asks nobody any more once the experiment's rounds are
+    over, or its privacy budget affords no further one (`stop_at_epsilon`). Arrays hold the model as one vector "x"; a
+    round that too few clients answer leaves it as it is. Message attacks are forged here, before the rule. `notes` says
+    what the run cost in privacy, and the metrics of each round hold the epsilon spent.
     """
 
     def __init__(self, experiment: Experiment, *, run: str = "strategy", wire: Wire | None = None) -> None:
         self.fed, self._run, self._wire = Federation(experiment), run, wire
-        self.server = Server.start(self.fed)
-        self.initial_arrays = told_record({"x": self.server.x})
-        self._states: States | None = None
+        self._standing = Standing.start(self.fed, FIRST)
+        self.initial_arrays = self._arrays
         self._remote: Remote | None = None
-        self._asked: list[Message] = []
+        self._asked: list[Message] | None = None  # of the round under way
+
+    @property
+    def notes(self) -> list[str]:
+        return self._standing.notes(self.fed)
 
     def summary(self) -> None:
         log(INFO, "\t└──> Experiment %s: %s", self.fed.experiment.fingerprint, self.fed.experiment.method)
@@ -39,27 +42,29 @@ class MethodStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
+        self._asked, now = None, self._standing
+        if not now.goes_on(self.fed):
+            log(INFO, "nobody is asked: %s", "; ".join(self.notes) or f"{now.round} rounds are over")
+            return []
         if self._remote is None:
             nodes = discover(grid, self.fed.computing, self._wire)
             self._remote = Remote(grid, nodes, run=self._run, wire=self._wire)
-            self._states = States.start(self._remote.first(self.fed), self.fed.computing)
-        assert self._states is not None
-        ids = self._computing(server_round - 1)
-        self._asked = self._remote.ask(self.fed, self._states.of(ids), self._told, server_round - 1, ids)
+        ids = now.asked(self.fed)
+        self._asked = self._remote.ask(self.fed, now.states.of(ids), now.told(self.fed), now.round, ids)
         return self._asked
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        assert self._remote is not None
-        assert self._states is not None
-        round, fed = server_round - 1, self.fed
-        ids = self._computing(round)
-        states, messages, answered = self._remote.read(fed, round, ids, self._asked, replies)
-        self.server, seen = attempt(fed, self.server, messages, answered, fed.cohort(round), round)
-        if seen is not None:
-            self._states = self._states.after(answered, states)
-        return (told_record({"x": self.server.x}) if seen else None), MetricRecord(self._remote.metrics)
+        if self._asked is None or self._remote is None:
+            return self._arrays, None
+        now, fed = self._standing, self.fed
+        states, messages, answered = self._remote.read(fed, now.round, now.asked(fed), self._asked, replies)
+        self._standing, _ = now.after(fed, states, messages, answered)
+        metrics = MetricRecord(self._remote.metrics)
+        if self._standing.ledger:
+            metrics["epsilon"] = self._standing.ledger.epsilon
+        return self._arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -70,9 +75,5 @@ class MethodStrategy(Strategy):
         return None
 
     @property
-    def _told(self) -> State:
-        return self.server.told(self.fed.experiment.method)
-
-    def _computing(self, round: int) -> Ids:
-        ids = self.fed.cohort(round)
-        return ids[ids < self.fed.computing]
+    def _arrays(self) -> ArrayRecord:
+        return told_record({"x": self._standing.x(self.fed)})

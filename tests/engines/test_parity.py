@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 from fedsim import engines
 from fedsim.attacks import ALIE, IPM, LabelFlip
 from fedsim.batches import Batches, Fixed, Full, Poisson
+from fedsim.check import Invalid
 from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import Dirichlet
 from fedsim.engines.vector import _sum
@@ -250,6 +251,38 @@ def test_a_peer_whose_message_is_lost_stays_where_it_is() -> None:
     mask = e.method.topology(8, 6, 2, fed.keys.generator("received", 0))
     assert torch.equal(after.x[there], e.rule.each(rows[there], 2, mask))
     assert torch.equal(after.x[3], server.x[3])
+
+
+@dataclass(frozen=True)
+class Picky(Median):
+    """A rule that finds something wrong with what it sees."""
+
+    def __call__(self, rows: torch.Tensor, f: int = 0, **given: object) -> torch.Tensor:
+        raise Invalid("Picky: these rows will not do")
+
+
+def test_a_missing_answer_hides_no_other_fault() -> None:
+    """A round is skipped where its rule is not defined for so few, and for no other reason."""
+    fed, ids = Federation(experiment(FedSGD(lr=0.5), ROBUST, None)), np.arange(9)
+    server, rows = Server.start(fed), ask("loop", fed, {}, fed.x0, ids).rows
+    for few, moves in ((np.delete(ids, 3), True), (ids[:5], True), (ids[:4], False), (ids[:0], False)):
+        after, seen = attempt(fed, server, Messages(rows[few]), few, ids, 0)
+        assert (seen is not None) == moves
+        assert torch.equal(after.x, server.x) != moves
+    few = np.delete(ids, 3)
+    with pytest.raises(Invalid, match="these rows will not do"):
+        attempt(
+            Federation(experiment(FedSGD(lr=0.5), Picky(), None)), server, Messages(rows[few]), few, ids, 0
+        )
+
+
+def test_among_peers_too_a_rule_is_asked_whether_it_is_defined_for_so_few() -> None:
+    fed, ids = Federation(experiment(MoNNA(lr=0.5), TrimmedMean(), None)), np.arange(9)
+    server = Server.start(fed)
+    rows = ask("loop", fed, fed.client_states(), server.x, ids).rows
+    for few, moves in ((ids[2:], True), (ids[5:], False)):
+        _, seen = attempt(fed, server, Messages(rows[few]), few, ids, 0)
+        assert (seen is not None) == moves
 
 
 @pytest.mark.parametrize("attack", [IPM(10.0), ALIE()], ids=repr)

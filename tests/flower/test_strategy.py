@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -13,12 +15,15 @@ from test_robust_strategy import FAULTS, app, good, initial, play
 from fedsim.attacks import ALIE, IPM, LabelFlip
 from fedsim.attacks.flower import Adversary
 from fedsim.check import Invalid
+from fedsim.federation import Federation
 from fedsim.flower.client import Simulated, client_app
 from fedsim.flower.grid import FIRST_NODE, InProcessGrid
+from fedsim.flower.order import Order
 from fedsim.flower.strategy import MethodStrategy
 from fedsim.layout import flatten
+from fedsim.privacy import ExampleDP
 from fedsim.runner import run
-from fedsim.strategies import Median
+from fedsim.strategies import NNA, Median, MoNNA
 from fedsim.strategies.flower import RobustStrategy
 from fedsim.types import View
 
@@ -36,6 +41,51 @@ def test_a_method_as_a_strategy_is_the_run() -> None:
         int((strategy.fed.cohort(t) < 5).sum()) for t in range(e.rounds)
     ]
     assert flatten(strategy.fed.model).numel() == len(model)
+
+
+def counted(asked: list[int], strategy: MethodStrategy) -> Callable[[Order], Federation]:
+    def federation(order: Order) -> Federation:
+        asked.append(order.round)
+        return strategy.fed
+
+    return federation
+
+
+@pytest.mark.parametrize("started", [1, 3], ids=["at once", "in parts"])
+def test_a_strategy_ends_where_the_run_does(started: int) -> None:
+    """By its privacy budget, which a ledger keeps as in a run, or with its rounds, however many are asked for."""
+    private = ExampleDP(clip=1.0, noise=2.0, stop_at_epsilon=0.1, delta=1e-3)
+    for e in (small(privacy=private, rounds=50), small(rounds=3)):
+        strategy = MethodStrategy(e)
+        asked: list[int] = []
+        grid = InProcessGrid(client_app(Simulated(counted(asked, strategy))), e.clients)
+        for _ in range(started):
+            result = strategy.start(grid, strategy.initial_arrays, num_rounds=60 // started)
+        truth = run(e, engine="loop", device="cpu")
+        model = torch.cat([value.reshape(-1) for value in truth.model.values()])
+        assert torch.equal(torch.tensor(result.arrays["x"].numpy()), model)
+        assert max(asked) + 1 == truth.summary["rounds"] < 50
+        assert strategy.notes == truth.notes
+        if e.privacy is private:
+            assert "stop_at_epsilon" in strategy.notes[1]
+
+
+def test_the_metrics_of_a_strategy_hold_what_was_spent() -> None:
+    e = small(privacy=ExampleDP(clip=1.0, noise=2.0, delta=1e-3), rounds=2, evaluate_every=1)
+    strategy = MethodStrategy(e)
+    grid = InProcessGrid(client_app(Simulated(lambda order: strategy.fed)), e.clients)
+    metrics = strategy.start(grid, strategy.initial_arrays, num_rounds=2).train_metrics_clientapp
+    assert [m["epsilon"] for m in metrics.values()] == list(run(e, device="cpu").frame["epsilon"])
+
+
+def test_a_strategy_among_peers_ends_with_the_first_node_s_model() -> None:
+    e = small(method=MoNNA(lr=0.5), rule=NNA(), privacy=None)
+    strategy = MethodStrategy(e)
+    grid = InProcessGrid(client_app(Simulated(lambda order: strategy.fed)), e.clients)
+    result = strategy.start(grid, strategy.initial_arrays, num_rounds=e.rounds)
+    assert result.arrays is not None
+    model = torch.cat([v.reshape(-1) for v in run(e, engine="loop", device="cpu").model.values()])
+    assert torch.equal(torch.tensor(result.arrays["x"].numpy()), model)
 
 
 def forged(attack: object, nodes: object, strategy: object, rounds: int = 1) -> np.ndarray:

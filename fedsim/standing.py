@@ -1,0 +1,106 @@
+"""Where a run stands between two rounds: all that changes from one round to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedsim.federation import Federation, Ids
+from fedsim.privacy.ledger import Ledger
+from fedsim.round import Messages, Seen, Server, attempt
+from fedsim.states import States
+from fedsim.types import State
+
+UNACCOUNTED = (
+    "no epsilon: the noise of this deployment is derived from the experiment's seed, which hides nothing"
+)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The next round, the server, what clients keep, what was paid; `written` bytes of metrics belong to it.
+
+    Whoever asks the clients uses it alike: while `goes_on`, the clients `asked` get what is `told`, and `after` their
+    messages the run stands one round further.
+    """
+
+    round: int
+    server: Server
+    states: States
+    ledger: Ledger | None
+    written: int = 0
+
+    @classmethod
+    def start(cls, fed: Federation, first: State, file: Path | None = None) -> Standing:
+        """Before the first round; `first` is what is kept of a client that has not answered yet, in `file` at last."""
+        states = States.start(first, fed.computing, space=fed.space, file=file)
+        return cls(0, Server.start(fed), states, opened(fed))
+
+    @classmethod
+    def at(cls, fed: Federation, saved: dict[str, Any], states: States) -> Standing:
+        """At a checkpoint, with the states that lie beside it."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: moved(item) for name, item in value.items()}
+            return value.to(fed.device) if isinstance(value, Tensor) else value
+
+        ledger = opened(fed)
+        server = Server(**moved(saved["server"]))
+        return cls(saved["round"], server, states, ledger and ledger.load(saved), saved["metrics_bytes"])
+
+    def goes_on(self, fed: Federation) -> bool:
+        """Whether rounds are left, and the privacy budget affords another."""
+        if self.round >= fed.experiment.rounds:
+            return False
+        return self.ledger is None or self.ledger.affords(fed.cohort(self.round))
+
+    def asked(self, fed: Federation) -> Ids:
+        """The clients that are asked in the next round: those of its cohort that compute."""
+        ids = fed.cohort(self.round)
+        return ids[ids < fed.computing]
+
+    def told(self, fed: Federation) -> State:
+        """What they are told."""
+        return self.server.told(fed.experiment.method)
+
+    def after(
+        self, fed: Federation, states: State, messages: Messages, answered: Ids
+    ) -> tuple[Standing, Seen | None]:
+        """After the round in which clients `answered` sent these messages; None where they are too few.
+
+        Then server and clients stay, and only the round is over. Who was asked has paid for it.
+        """
+        cohort = fed.cohort(self.round)
+        server, seen = attempt(fed, self.server, messages, answered, cohort, self.round)
+        kept = self.states.after(answered, states) if seen else self.states
+        return Standing(
+            self.round + 1, server, kept, self.ledger and self.ledger.charge(cohort), self.written
+        ), seen
+
+    def x(self, fed: Federation) -> Tensor:
+        """The model (d,) to evaluate; among peers that of node 0, which is honest."""
+        return self.server.x[0] if fed.experiment.method.peer else self.server.x
+
+    def notes(self, fed: Federation) -> list[str]:
+        """What a report says of the run's privacy: the statement first, then warnings."""
+        if self.ledger is None:
+            return [] if fed.accounted else [UNACCOUNTED]
+        limit = self.ledger.privacy.stop_at_epsilon
+        stopped = f"stopped after round {self.round}: one more would exceed stop_at_epsilon = {limit}"
+        early = [stopped] if self.round < fed.experiment.rounds else []
+        return [self.ledger.statement(), *early, *self.ledger.warnings()]
+
+    def dump(self) -> dict[str, Any]:
+        """The checkpoint, without the clients' states."""
+        server = {"state": self.server.state, "previous": self.server.previous, "memory": self.server.memory}
+        ledger = self.ledger.dump() if self.ledger else {}
+        return {"round": self.round, "server": server, "metrics_bytes": self.written, **ledger}
+
+
+def opened(fed: Federation) -> Ledger | None:
+    """The ledger before the first round; None where there is nothing to account, or nothing that would hold."""
+    return fed.ledger if fed.accounted else None
