@@ -40,6 +40,7 @@ ALLOWED = {
     "fedsim.attacks.flower": (*RUNTIME, "fedsim.attacks", "fedsim.flower"),
     "fedsim.attacks": (*NOUNS, "fedsim.attacks"),
     "fedsim.datasets": (*NOUNS, "fedsim.datasets"),
+    "fedsim.messages": (*NOUNS, "fedsim.messages"),
     "fedsim.models": (*NOUNS, "fedsim.models"),
     "fedsim.gradients": (*NOUNS, "fedsim.gradients"),
     **dict.fromkeys(CORE, CORE),

@@ -1,0 +1,247 @@
+"""Compressors: what travels is what is counted, the dense form is the specification's, alpha and omega hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedsim.check import Invalid
+from fedsim.layout import Block, Layout
+from fedsim.messages import (
+    QSGD,
+    All,
+    BFloat16,
+    ByLayer,
+    Coder,
+    Compressor,
+    Float16,
+    Float32,
+    Natural,
+    RandK,
+    RankK,
+    Signs,
+    StochasticSigns,
+    Ternary,
+    Threshold,
+    TopK,
+)
+from fedsim.messages.coders import Uniform
+from fedsim.messages.largest import largest
+from fedsim.messages.payload import bits, pack, unpack
+
+LAYOUT = Layout(
+    (
+        Block("0.weight", (12, 20), "hidden"),
+        Block("0.bias", (12,), "vector"),
+        Block("1.weight", (6, 2, 3, 3), "conv"),
+        Block("2.weight", (5, 12), "head"),
+    )
+)
+D = LAYOUT.width
+CODERS: list[Coder] = [
+    Float32(),
+    BFloat16(),
+    Float16(),
+    Natural(),
+    Signs(),
+    StochasticSigns(),
+    StochasticSigns(bound=4.0),
+    QSGD(),
+    QSGD(levels=1),
+    Ternary(),
+]
+COMPRESSORS: list[Compressor] = [
+    *(All(coder) for coder in CODERS),
+    *(TopK(share, coder) for share in (0.02, 0.3) for coder in (Float32(), Natural(), Signs(), QSGD())),
+    *(RandK(0.1, unbiased, coder) for unbiased in (True, False) for coder in (Float32(), Natural())),
+    Threshold(0.5),
+    RankK(2),
+    RankK(1, Natural()),
+    ByLayer(TopK(0.1)),
+    ByLayer(TopK(0.1, Natural())),
+    ByLayer(All(Signs())),
+    ByLayer(RandK(0.5)),
+]
+
+
+def source(seed: int, rows: int = 1) -> Uniform:
+    """Numbers in [0, 1): a stream for each row, the same however many rows there are."""
+    generators = [torch.Generator().manual_seed(1000 * seed + i) for i in range(rows)]
+
+    def draw(k: int) -> Tensor:
+        drawn = torch.stack([torch.rand(k, generator=generator) for generator in generators])
+        return drawn if rows > 1 else drawn[0]
+
+    return draw
+
+
+def alone(seed: int, row: int) -> Uniform:
+    """The stream of one row of `source`."""
+    generator = torch.Generator().manual_seed(1000 * seed + row)
+    return lambda k: torch.rand(k, generator=generator)
+
+
+def vectors(n: int, seed: int = 0) -> Tensor:
+    """Rows of unlike sizes, with zeros, equal numbers and a large one."""
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(n, D, generator=generator) * torch.logspace(-3, 2, n).unsqueeze(1)
+    v[:, ::7] = 0
+    v[:, 1::9] = v[:, :1] + 1
+    v[0] = 0
+    v[-1, 5] = 1e6
+    return v
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=repr)
+def test_dense_form_is_decode_of_encode(compressor: Compressor) -> None:
+    v = vectors(6)
+    dense = compressor(v, LAYOUT, source(1, 6), source(7))
+    for i, row in enumerate(v):
+        payload = compressor.encode(row, LAYOUT, alone(1, i), source(7))
+        back = compressor.decode(payload, LAYOUT, source(7))
+        # products of factors are those of a library, which sums in another order for many matrices
+        tolerance = {"rtol": 1e-5, "atol": 1e-6} if isinstance(compressor, RankK) else {"rtol": 0, "atol": 0}
+        torch.testing.assert_close(back, dense[i], **tolerance)
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=repr)
+def test_bits_are_what_travels(compressor: Compressor) -> None:
+    fields = compressor.fields(LAYOUT)
+    for row in vectors(4):
+        payload = compressor.encode(row, LAYOUT, source(3), source(7))
+        blob = pack(payload, fields)
+        assert len(blob) == (compressor.bits(LAYOUT) + 7) // 8
+        back = unpack(blob, fields)
+        assert back.keys() == payload.keys()
+        assert all(np.array_equal(back[name], payload[name]) for name in payload)
+
+
+def shared(seed: int, rows: int) -> Uniform:
+    """Numbers (rows, k) of one generator."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda k: torch.rand(rows, k, generator=generator)
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=repr)
+def test_alpha_and_omega_hold(compressor: Compressor) -> None:
+    """Over 4,000 draws, 64 of places, five deviations allowed; hard vectors: flat, a spike, halves between powers.
+
+    The mean of N draws of an unbiased compressor lies sqrt(omega / N) ||v|| away, root mean square: twice is allowed.
+    """
+    alpha, omega = compressor.alpha(LAYOUT), compressor.omega(LAYOUT)
+    spike = torch.full((D,), 1e-3).index_fill(0, torch.tensor(3), 1.0)
+    for v in (torch.ones(D), spike, torch.full((D,), 4 / 3), vectors(3)[1]):
+        many = v.expand(63, -1).contiguous()
+        parts = [compressor(many, LAYOUT, shared(i, 63), source(500 + i)) for i in range(64)]
+        off = torch.stack(parts).double() - v.double()
+        square = float(v.double().square().sum())
+        errors = off.square().sum(2).mean(1) / square
+        error, slack = float(errors.mean()), 5 * float(errors.std()) / 8 + 1e-12
+        if alpha is not None:
+            assert error <= (1 - alpha) * (1 + 1e-6) + slack
+        if omega is not None:
+            assert error <= omega * (1 + 1e-6) + slack
+            independent = 64 if "RandK" in repr(compressor) else off.shape[0] * off.shape[1]
+            bias = float(off.mean((0, 1)).square().sum()) / square
+            assert bias <= 4 * omega / independent + 1e-12
+
+
+def test_natural_compression_attains_an_eighth() -> None:
+    """E(C(t) - t)^2 / t^2 over [1, 2] is (t - 1)(2 - t) / t^2, at its largest, 1/8, where t = 4/3."""
+    t = torch.full((200_000,), 4 / 3)
+    error = float((Natural().round(t, source(2)) - t).square().mean() / (16 / 9))
+    assert error == pytest.approx(1 / 8, rel=0.01)
+
+
+def test_natural_compression_of_extremes() -> None:
+    v = torch.tensor([0.0, -0.0, 3e38, -3e38, torch.inf, -torch.inf, torch.nan, 1e-40, 1.0, -2.0])
+    out = Natural().round(v, lambda k: torch.full((k,), 1 - 2.0**-24))
+    assert out[:2].tolist() == [0, 0]
+    assert out[2:4].tolist() == [2.0**127, -(2.0**127)]
+    assert not out[4:7].isfinite().any()
+    assert out[7:].tolist() == [2.0**-126, 1, -2]
+
+
+@pytest.mark.parametrize(
+    ("d", "k"), [(10, 3), (1000, 1), (1000, 1000), (40_000, 4000), (40_000, 3), (100_000, 50_000)]
+)
+@pytest.mark.parametrize("kind", ["normal", "ties", "sorted", "constant", "spiky"])
+def test_the_largest_are_those_of_a_sort(d: int, k: int, kind: str) -> None:
+    generator = torch.Generator().manual_seed(d + k)
+    v = torch.randn(3, d, generator=generator)
+    v = {
+        "normal": v,
+        "ties": (2 * v).round(),
+        "sorted": v.sort().values,
+        "constant": torch.ones_like(v),
+        "spiky": torch.where(torch.arange(d) % (d // 100 or 1) == 0, 1e3 * v, v),
+    }[kind]
+    mask = largest(v, k)
+    for row, marked in zip(v, mask, strict=True):
+        order = np.argsort(-row.abs().numpy(), kind="stable")[:k]
+        assert np.array_equal(np.flatnonzero(marked.numpy()), np.sort(order))
+
+
+def test_a_message_that_is_not_finite_is_not_hidden() -> None:
+    for compressor in COMPRESSORS:
+        if isinstance(compressor, RandK | ByLayer | RankK | Threshold):
+            continue
+        v = torch.ones(D).index_fill(0, torch.tensor(11), torch.inf)
+        out = compressor(v, LAYOUT, source(1), source(2))
+        assert not out.isfinite().all() or isinstance(compressor.coder, StochasticSigns), compressor
+
+
+def test_malformed_payloads_are_refused() -> None:
+    top = TopK(0.02)
+    fields = top.fields(LAYOUT)
+    good = top.encode(vectors(3)[2], LAYOUT, source(1))
+    assert "index" in fields
+    with pytest.raises(Invalid, match="must rise"):
+        top.decode(good | {"index": good["index"][::-1].copy()}, LAYOUT)
+    with pytest.raises(Invalid, match="must rise"):
+        top.decode(good | {"index": np.full_like(good["index"], 3)}, LAYOUT)
+    with pytest.raises(Invalid, match="below"):
+        top.decode(good | {"index": np.append(good["index"][:-1], np.uint64(D))}, LAYOUT)
+    wide = TopK(0.3)
+    held = wide.encode(vectors(3)[2], LAYOUT, source(1))
+    with pytest.raises(Invalid, match="places, must be"):
+        wide.decode(held | {"mask": np.ones(D, np.uint64)}, LAYOUT)
+    coder = QSGD(levels=5)
+    with pytest.raises(Invalid, match="levels"):
+        coder.read(coder.write(torch.ones(4), source(1)) | {"level": np.full(4, 7, np.uint64)})
+    with pytest.raises(Invalid, match="trit"):
+        Ternary().read(Ternary().write(torch.ones(4), source(1)) | {"trit": np.full(4, 3, np.uint64)})
+    blob = pack(good, fields)
+    for broken in (b"", blob[:-1], blob + b"\0"):
+        with pytest.raises(Invalid, match="bytes"):
+            unpack(broken, fields)
+    if bits(fields) % 8:
+        with pytest.raises(Invalid, match="beyond"):
+            unpack(blob[:-1] + bytes([blob[-1] | 0x80]), fields)
+    with pytest.raises(Invalid, match="must have"):
+        pack({"value": good["value"]}, fields)
+    with pytest.raises(Invalid, match="more than"):
+        pack(good | {"index": good["index"] + np.uint64(2**40)}, fields)
+
+
+def test_rank_k_is_the_best_of_its_rank() -> None:
+    """Eckart and Young: the error of a matrix is that of the singular values left out."""
+    layout = Layout((Block("w", (20, 30), "hidden"),))
+    v = torch.randn(600, generator=torch.Generator().manual_seed(0))
+    out = RankK(3)(v, layout, source(0))
+    left = torch.linalg.svdvals(v.view(20, 30))[3:].square().sum()
+    assert float((out - v).square().sum()) == pytest.approx(float(left), rel=1e-4)
+
+
+def test_counts_of_bits() -> None:
+    """By hand: d = 420 numbers."""
+    assert D == 420
+    assert All().bits(LAYOUT) == 32 * D
+    assert All(Natural()).bits(LAYOUT) == 9 * D
+    assert All(Signs()).bits(LAYOUT) == D + 32
+    assert TopK(0.02).bits(LAYOUT) == 8 * (32 + 9)
+    assert TopK(0.3).bits(LAYOUT) == 126 * 32 + D
+    assert RandK(0.1).bits(LAYOUT) == 42 * 32
+    assert RankK(2).bits(LAYOUT) == 32 * (2 * 32 + 12 + 2 * 24 + 2 * 17)
