@@ -10,10 +10,9 @@ from math import inf
 from typing import Annotated, Any, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 from pydantic_core import core_schema
 
-Positive = Annotated[float, Gt(0)]  # inf allowed: "no clipping" is tau = inf
 Finite = Annotated[float, Gt(0), Lt(inf)]
 NonNegative = Annotated[float, Ge(0), Lt(inf)]
 Share = Annotated[float, Gt(0), Le(1)]  # (0, 1]
@@ -21,6 +20,22 @@ Chance = Annotated[float, Gt(0), Lt(1)]  # (0, 1)
 Momentum = Annotated[float, Ge(0), Lt(1)]  # [0, 1)
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
+
+
+LEAST_CLIP, MOST_CLIP = 1e-6, 1e6  # float32 measures norms around these
+LEAST_NOISE, MOST_NOISE = 1e-3, 1e4  # beyond these float32 loses the noise, or what it is added to
+
+
+def _clip_norm(value: float) -> float:
+    if LEAST_CLIP <= value <= MOST_CLIP or value == inf:
+        return value
+    raise ValueError(f"must be from {LEAST_CLIP:g} to {MOST_CLIP:g}, or inf, which clips nothing")
+
+
+ClipNorm = Annotated[float, AfterValidator(_clip_norm)]  # an L2 norm that vectors are clipped to
+FiniteClipNorm = Annotated[float, Ge(LEAST_CLIP), Le(MOST_CLIP)]
+StepSize = Annotated[float, Ge(1e-12), Le(1e6)]
+NoiseMultiplier = Annotated[float, Ge(LEAST_NOISE), Le(MOST_NOISE)]  # deviation over sensitivity
 
 
 class Invalid(ValueError):
@@ -38,8 +53,12 @@ def check(cls: type, name: str, value: object) -> Any:
     try:
         return _adapters(cls)[name].validate_python(value, strict=True)
     except ValidationError as error:
-        reasons = dict.fromkeys(part["msg"].replace("Input should be", "must be") for part in error.errors())
+        reasons = dict.fromkeys(_reason(part["msg"]) for part in error.errors())
         raise Invalid(f"{cls.__name__}.{name} = {value!r}: {' or '.join(reasons)}") from None
+
+
+def _reason(message: str) -> str:
+    return message.removeprefix("Value error, ").replace("Input should be", "must be")
 
 
 @dataclasses.dataclass(frozen=True)

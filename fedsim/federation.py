@@ -243,7 +243,9 @@ class Federation:
         experiment = self.experiment
         if experiment.privacy is None:
             return None
-        return Ledger.open(experiment.privacy, self._plan(experiment.privacy))
+        plan = self._plan(experiment.privacy)
+        experiment.privacy.require(plan, experiment.rounds)
+        return Ledger.open(experiment.privacy, plan)
 
     def _plan(self, privacy: Privacy) -> Plan:
         """Who takes part in which rounds, and how many examples clients hold."""

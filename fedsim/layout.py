@@ -137,24 +137,44 @@ def parameters(x: Tensor, model: nn.Module) -> dict[str, Tensor]:
 
 
 PART = 4096  # numbers summed at a time
+SMALL, LARGE = (
+    1e-12,
+    1e18,
+)  # between these norms no square underflows to anything that counts, and none overflows
 
 
 def norms(v: Tensor) -> Tensor:
-    """||v|| (...,) of vectors (..., d), by parts: one float32 sum over a million squares is off by 1e-5."""
-    whole = v.shape[-1] // PART * PART
-    parts = torch.linalg.vector_norm(v[..., :whole].unflatten(-1, (-1, PART)), dim=-1)
-    rest = torch.linalg.vector_norm(v[..., whole:], dim=-1, keepdim=True)
+    """||v|| (...,) of vectors (..., d) of any size, to six digits.
+
+    By parts, since one float32 sum over a million squares is off by 1e-5; where float32 cannot hold the squares, in
+    float64.
+    """
+    if v.device.type != "cpu":
+        whole: Tensor = torch.linalg.vector_norm(v, dim=-1, dtype=torch.float64)
+        return whole.to(v.dtype)
+    total = norms_by_parts(v)
+    odd = ~((total > SMALL) & (total < LARGE))
+    if odd.any():
+        total[odd] = torch.linalg.vector_norm(v[odd].double(), dim=-1).to(v.dtype)
+    return total
+
+
+def norms_by_parts(v: Tensor) -> Tensor:
+    """`norms` of vectors whose norms lie between SMALL and LARGE."""
+    cut = v.shape[-1] // PART * PART
+    parts = torch.linalg.vector_norm(v[..., :cut].unflatten(-1, (-1, PART)), dim=-1)
+    rest = torch.linalg.vector_norm(v[..., cut:], dim=-1, keepdim=True)
     total: Tensor = torch.linalg.vector_norm(torch.cat([parts, rest], -1), dim=-1)
     return total
 
 
 def clip_(v: Tensor, tau: float) -> Tensor:
-    """v * min(1, tau / ||v||) in place, the L2 clip of vectors (..., d); zero where that is 0 or not finite."""
+    """v * min(1, tau / ||v||) in place, the L2 clip of vectors (..., d); 0 where ||v|| is beyond LARGE or no number."""
     if tau == inf:
         return v
     norm = norms(v).unsqueeze(-1)
     v.mul_(clip_factor(norm, tau))
-    broken = ~norm.isfinite()
+    broken = ~(norm <= LARGE)
     return v if v.device.type == "cpu" and not broken.any() else v.masked_fill_(broken, 0)
 
 

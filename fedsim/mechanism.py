@@ -6,7 +6,7 @@ from copy import copy
 
 from torch import Tensor
 
-from fedsim.check import Invalid
+from fedsim.check import LEAST_CLIP, MOST_CLIP, Invalid
 from fedsim.federation import Federation, Ids
 from fedsim.gradients import Clip
 from fedsim.privacy import CLIP, ExampleDP, Quantile
@@ -59,7 +59,8 @@ class Mechanism:
             deviation = clip.inside.new_tensor(reach * self.privacy.count_scale(ledger.plan, self.round))
             told = (0.5 + clip.inside - weight.sum(-1) / 2)[:, None]
             within = self.fed.add_gaussian_noise(told, deviation, "count", self.round, self.ids, call)[:, 0]
-            self.bound = self.bound * ((quantile.target - within) * quantile.speed).exp()
+            moved = self.bound * ((quantile.target - within) * quantile.speed).exp()
+            self.bound = moved.clamp(LEAST_CLIP, MOST_CLIP)
 
     @property
     def kept(self) -> State:

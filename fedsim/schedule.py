@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
 
-from fedsim.check import Component, Count, Finite, Invalid, Natural
+from fedsim.check import Component, Count, Finite, Invalid, Natural, StepSize
 
 __all__ = ["InverseTime", "Milestones"]
 
@@ -22,7 +22,7 @@ class Schedule(Component):
 class InverseTime(Schedule):
     """start / (1 + t / period), with t the round; t moves in steps of `every` rounds (50 in arXiv:2209.10931)."""
 
-    start: Finite
+    start: StepSize
     period: Finite
     every: Count = 1
 
@@ -34,7 +34,7 @@ class InverseTime(Schedule):
 class Milestones(Schedule):
     """start, multiplied by `factor` at each of the given rounds, which increase."""
 
-    start: Finite
+    start: StepSize
     rounds: tuple[Natural, ...]
     factor: Finite = 0.1
 
@@ -47,7 +47,7 @@ class Milestones(Schedule):
         return self.start * self.factor ** sum(round >= m for m in self.rounds)
 
 
-Rate = Finite | Schedule
+Rate = StepSize | Schedule
 
 
 def rate(lr: float | Schedule, round: int) -> float:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.check import Component, Count, Finite, Invalid, Momentum, NonNegative, Positive, Share, nearest
+from fedsim.check import ClipNorm, Component, Count, Finite, Invalid, Momentum, NonNegative, Share, nearest
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Inner(Component):
 
 @dataclass(frozen=True)
 class Outer(Component):
-    tau: Positive = inf
+    tau: ClipNorm = inf
     lr: Finite = 1.0
     share: Share = 1.0
     momentum: Momentum = 0.0
@@ -30,7 +30,7 @@ class Outer(Component):
 @given(st.floats())
 def test_bounds(value: float) -> None:
     allowed = {
-        "tau": value > 0,
+        "tau": 1e-6 <= value <= 1e6 or value == inf,
         "lr": 0 < value < inf,
         "share": 0 < value <= 1,
         "momentum": 0 <= value < 1,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from math import ceil, inf, isfinite, log2
 
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor
 
 from fedsim.federation import Federation, Ids
-from fedsim.gradients import one_client
 from fedsim.gradients.batched import Route
-from fedsim.layout import clip_, clip_factor
+from fedsim.layout import LARGE, clip_, clip_factor
 from fedsim.machine.threads import each, one_thread
 from fedsim.mechanism import Mechanism
 from fedsim.round import Messages
@@ -76,26 +74,21 @@ class Gradient:
     def rows(self, clients: slice, out: Tensor, tau: float = inf) -> Tensor:
         self.ready.write(clients, out)
         if self.mechanism:
-            self._bound(clients, out)
             self.mechanism.part(clients).noisy(out, self.call)
         whole = self.env.fed.regularise(out, self.x if self.x.dim() == 1 else self.x[clients])
         return clip_(whole, tau)
 
-    def _bound(self, clients: slice, out: Tensor) -> None:
-        """Where an example's gradient is not finite, and so what it was added to, the specification leaves it out."""
-        first, batch = clients.start or 0, self.batch
-        for i in (~out.sum(1).isfinite()).nonzero()[:, 0].tolist():
-            j = first + i
-            one = batch.part(j)
-            clip = self.clip and replace(self.clip.part(slice(j, j + 1)), inside=None)
-            out[i] = one_client(
-                self.env.fed.model, self.x if self.x.dim() == 1 else self.x[j], one, clip, self.env.fed.loss
-            )
-
     def total(self, tau: float = inf) -> Tensor:
         """The sum (1, d) of all rows, of which none is written; not among peers, nor for sums that are clipped."""
         out = self.x.new_empty(1, self.x.shape[-1])
-        self.ready.write(slice(None), out, None if tau == inf else clip_factor(self.ready.norms(), tau))
+        if tau == inf:
+            self.ready.write(slice(None), out)
+        else:
+            norm = self.ready.norms()
+            known = norm <= LARGE
+            self.ready.write(slice(None), out, clip_factor(norm, tau).where(known, 0))
+            for i in (~known).nonzero()[:, 0].tolist():
+                out += self.rows(slice(i, i + 1), torch.empty_like(out), tau)
         if self.mechanism:
             self.mechanism.noisy(out, self.call)
         return self.env.fed.regularise(out, len(self.env.ids) * self.x)

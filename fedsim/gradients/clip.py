@@ -7,7 +7,7 @@ from math import sqrt
 
 from torch import Tensor, nn
 
-from fedsim.layout import clip_factor, trained
+from fedsim.layout import LARGE, clip_factor, trained
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,20 @@ class Clip:
         return cls(clip) if isinstance(clip, float | int) else clip
 
     def weights(self, squares: Tensor, weight: Tensor) -> Tensor:
-        """weight_j min(1, bound / ||grad_j||) of squared norms by layer (L, n, b) and weight (n, b): (1 or L, n, b)."""
+        """weight_j min(1, bound / ||grad_j||), (1 or L, n, b), of squared norms by layer (L, n, b) and weight (n, b).
+
+        0 where ||grad_j|| is beyond LARGE, or not a number: no factor can be trusted to bound such a gradient.
+        """
+        broken = ~(squares.sum(0, keepdim=True) <= LARGE**2)
         bound = self.bound.unsqueeze(1) if isinstance(self.bound, Tensor) else self.bound
         if self.by_layer:
             bound = bound / sqrt(len(squares))
         else:
             squares = squares.sum(0, keepdim=True)
-        factors = clip_factor(squares.clamp_min(0).sqrt(), bound)
+        factors = clip_factor(squares.clamp_min(0).sqrt(), bound).masked_fill(broken, 0)
         if self.inside is not None:
             self.inside.copy_((weight * (factors >= 1).all(0)).sum(1))
-        return weight * factors
+        return (weight * factors).to(weight.dtype)
 
     def part(self, clients: slice) -> Clip:
         """The clip of some of the clients."""

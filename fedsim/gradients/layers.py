@@ -14,7 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fedsim.layout import LARGE, SMALL, norms_by_parts
+
 Parameters = dict[str, Tensor]
+CANCELLED = 400.0  # a sum may be 20 times shorter than its terms: their rounding is then some 1e-6 of it
 
 
 class Ready(Protocol):
@@ -24,7 +27,7 @@ class Ready(Protocol):
         """Put, or add, those of some clients (k, d) or their sum (1, d), each times its `scale` (k,); in any thread."""
 
     def norms(self) -> Tensor:
-        """Their L2 norms (n,), to five digits; of a route that is `normed` these cost less than the gradients."""
+        """Their L2 norms (n,), to five digits, where the route tells them from less than the gradients; else NaN."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ class Layer(ABC):
         """What to keep, and the output."""
 
     @abstractmethod
-    def square_norms(self, kept: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The squared norm (N,) of each example's gradient; gradients (N, ...) that came about, for `write`."""
+    def square_norms(self, kept: Tensor, g: Tensor) -> Norms:
+        """The squared norm of each example's gradient, as `write` will put it."""
 
     @abstractmethod
     def write(
@@ -76,10 +79,35 @@ class Layer(ABC):
         """Put sum_j weight_ij grad_ij of each client i; weight (n, b), or None where g has it already."""
 
 
+@dataclass(frozen=True)
+class Norms:
+    """What a layer knows of the gradients of N examples.
+
+    squares  (N,), float64, their squared norms
+    sure     (N,), whether what `write` puts has that norm to five digits: not so where its terms cancel
+    each     (N, ...), the gradients themselves, where they came about
+    """
+
+    squares: Tensor
+    sure: Tensor
+    each: Tensor | None = None
+
+
 def square(t: Tensor) -> Tensor:
-    """||t_j||^2 (N,) of t (N, ...)."""
-    norms: Tensor = torch.linalg.vector_norm(t, dim=-1)  # of short vectors: those of long ones lose digits
-    return norms.square().reshape(len(t), -1).sum(1)
+    """||t_j||^2 (N,), float64, of t (N, ...) of any size."""
+    if t.device.type != "cpu":
+        whole: Tensor = torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=torch.float64)
+        return whole.square()
+    squares = norms_by_parts(t).double().square().reshape(len(t), -1).sum(1)
+    odd = ~((squares > SMALL**2) & (squares < LARGE**2))
+    if odd.any():
+        squares[odd] = t[odd].double().flatten(1).square().sum(1)
+    return squares
+
+
+def uncancelled(squares: Tensor, lengths: Tensor) -> Tensor:
+    """Whether float32 sums of squared norms (N,) have kept five digits, their terms being so long in all (N,)."""
+    return lengths.square() <= CANCELLED * squares
 
 
 def weighed(t: Tensor, weight: Tensor | None) -> Tensor:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import partial
+from math import nan
 from typing import ClassVar
 
 import torch
@@ -19,8 +21,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from fedsim.gradients.clip import Clip
 from fedsim.gradients.layers import Layer, Parameters, Rows
 from fedsim.gradients.products import Conv2d, Linear
+from fedsim.gradients.reference import one_client
 from fedsim.gradients.scales import Embedding, GroupNorm, LayerNorm
-from fedsim.layout import norms
+from fedsim.layout import LARGE
 from fedsim.types import Batch, Loss, forward, on_inputs
 
 LAYERS: dict[type[nn.Module], type[Layer]] = {
@@ -32,7 +35,7 @@ LAYERS: dict[type[nn.Module], type[Layer]] = {
 }
 
 
-LOST = 100.0  # how far the terms of a squared norm may cancel: two of seven digits
+LOST = 100.0  # how much less than its terms' lengths, squared, a sum of products may be: five digits are left
 
 
 class Unfit(Exception):
@@ -63,7 +66,7 @@ class Layerwise:
     def __init__(self, model: nn.Module, loss: Loss, channels_last: bool) -> None:
         self.loss, self.channels_last = loss, channels_last
         self.stored = 0  # numbers that clipping keeps for each example
-        self.model = copy.deepcopy(model)
+        self.source, self.model = model, copy.deepcopy(model)
         self.layers: dict[
             str, Layer
         ] = {}  # those with parameters that are trained; the others are part of the model
@@ -102,14 +105,33 @@ class Layerwise:
 
     def __call__(self, x: Tensor, batch: Batch, clip: Clip | None) -> Passed:
         kept, back = self._backward(x, batch, weighted=clip is None)
-        each: dict[str, Tensor | None] = dict.fromkeys(self.layers)
-        weights: dict[str, Tensor] | None = None
-        if clip is not None:
-            with torch.no_grad():
-                squares, each = self._squares(kept, back)
-                factors = clip.weights(squares.unflatten(1, batch.weight.shape), batch.weight)
-            weights = dict(zip(self.layers, factors.expand(len(each), -1, -1), strict=True))
-        return Passed(self, len(batch.weight), kept, back, each, weights)
+        n = len(batch.weight)
+        if clip is None:
+            return Passed(self, n, kept, back, dict.fromkeys(self.layers), None, {})
+        with torch.no_grad():
+            norms = {name: layer.square_norms(kept[name], back[name]) for name, layer in self.layers.items()}
+            squares = torch.stack([each.squares for each in norms.values()])
+            sure = torch.stack([each.sure for each in norms.values()]).all(0) & (squares.sum(0) <= LARGE**2)
+            factors = clip.weights(squares.unflatten(1, batch.weight.shape), batch.weight)
+        each = {name: found.each for name, found in norms.items()}
+        self.stored = sum(found[0].numel() for found in each.values() if found is not None)
+        weights = dict(zip(self.layers, factors.expand(len(each), -1, -1), strict=True))
+        anew = self._anew(x, batch, clip, ~sure.view(n, -1).all(1))
+        if anew:
+            kept, back = (_without(held, anew, n) for held in (kept, back))
+            each = {
+                name: found if found is None else _without({"": found}, anew, n)[""]
+                for name, found in each.items()
+            }
+        return Passed(self, n, kept, back, each, weights, anew)
+
+    def _anew(self, x: Tensor, batch: Batch, clip: Clip, clients: Tensor) -> dict[int, Tensor]:
+        """By the specification, which clips gradients that it has: those (d,) of `clients` (n,) that are True."""
+        found = {}
+        for i in clients.nonzero()[:, 0].tolist():
+            own = replace(clip.part(slice(i, i + 1)), inside=None)
+            found[i] = one_client(self.source, x if x.dim() == 1 else x[i], batch.part(i), own, self.loss)
+        return found
 
     def _backward(
         self, x: Tensor, batch: Batch, weighted: bool
@@ -136,16 +158,6 @@ class Layerwise:
             return inputs
         return torch.empty_like(inputs, memory_format=torch.channels_last).copy_(inputs)
 
-    def _squares(
-        self, kept: dict[str, Tensor], back: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor | None]]:
-        """The squared norm of each example's gradient by layer, (L, N), and what `write` may use."""
-        both = {name: layer.square_norms(kept[name], back[name]) for name, layer in self.layers.items()}
-        self.stored = sum(each[0].numel() for _, each in both.values() if each is not None)
-        return torch.stack([square for square, _ in both.values()]), {
-            n: each for n, (_, each) in both.items()
-        }
-
     def _parameters(self, x: Tensor) -> dict[str, Parameters]:
         """All parameters of each layer: those of x (d,) or (n, d), and frozen ones."""
         own = x.shape[:-1]
@@ -169,6 +181,7 @@ class Passed:
     kept, back  what each layer kept of its input (N, ...), and what came back to its output
     each        gradients of examples that came about, where they did
     weights     of examples (n, b), by layer; None where `back` has them already
+    anew        gradients (d,) of clients that are zero in all this, since no norm found here could be trusted
     """
 
     route: Layerwise
@@ -177,6 +190,7 @@ class Passed:
     back: dict[str, Tensor]
     each: dict[str, Tensor | None]
     weights: dict[str, Tensor] | None
+    anew: dict[int, Tensor]
 
     def write(self, clients: slice, out: Tensor, scale: Tensor | None = None, added: bool = False) -> None:
         start, stop, _ = clients.indices(self.n)
@@ -196,17 +210,25 @@ class Passed:
                     Rows(view, added),
                     len(out),
                 )
+            for i, gradient in self.anew.items():
+                if start <= i < stop:
+                    place = out[i - start if len(out) == stop - start else 0]
+                    place.add_(gradient if scale is None else gradient * scale[i - start])
 
     def norms(self) -> Tensor:
-        squares = terms = next(iter(self.back.values())).new_zeros(self.n)
-        told = torch.zeros_like(squares, dtype=torch.bool)
-        if self.route.normed and self.weights is None:
-            for name, layer in self.route.linear.items():
-                square, term = layer.sum_norms(self.kept[name], self.back[name], self.n)
-                squares, terms = squares + square, terms + term
-            told = terms <= LOST * squares
-        found = squares.sqrt()
-        for i in (~told).nonzero()[:, 0].tolist():
-            self.write(slice(i, i + 1), row := found.new_empty(1, sum(self.route.sizes)))
-            found[i] = norms(row)[0]
-        return found
+        if not self.route.normed or self.weights is not None:
+            return next(iter(self.back.values())).new_full((self.n,), nan)
+        layers = self.route.linear.items()
+        found = [layer.sum_norms(self.kept[name], self.back[name], self.n) for name, layer in layers]
+        squares = torch.stack([square for square, _ in found]).sum(0)
+        lengths = torch.stack([length.square() for _, length in found]).sum(0)
+        known = squares.sqrt().masked_fill(~(lengths <= LOST * squares), nan)
+        return known.to(next(iter(self.back.values())).dtype)
+
+
+def _without(held: dict[str, Tensor], clients: Iterable[int], n: int) -> dict[str, Tensor]:
+    """Copies of tensors (N, ...) in which all examples of some of n clients are 0."""
+    out = {name: value.clone() for name, value in held.items()}
+    for value in out.values():
+        value.unflatten(0, (n, -1))[list(clients)] = 0
+    return out

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from math import nan
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from fedsim.gradients.layers import Layer, Parameters, Rows, square, total, weighed
+from fedsim.gradients.layers import (
+    CANCELLED,
+    Layer,
+    Norms,
+    Parameters,
+    Rows,
+    square,
+    total,
+    uncancelled,
+    weighed,
+)
+from fedsim.layout import LARGE, norms
+
+SANE = 1e4  # norms of inputs and of what comes back, up to which products of float32 tell norms of gradients
 
 
 class Product(Layer):
@@ -35,25 +50,45 @@ class Product(Layer):
     def over_places(self, g: Tensor) -> Tensor:
         """The bias gradient (N, o) of each example."""
 
-    def square_norms(self, kept: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
+    def square_norms(self, kept: Tensor, g: Tensor) -> Norms:
+        biases = square(self.over_places(g)) if "bias" in self.trained else g.new_zeros(len(g)).double()
         if "weight" not in self.trained:
-            return square(self.over_places(g)), None
+            return Norms(biases, self._kept_digits(biases, kept, g))
         o, k = self.module.weight.flatten(1).shape
         t = g[0].numel() // o
-        store = t > 1 and 2 * t * (k + o) > k * o
-        each = g.new_empty(len(g), o, k) if store else None
-        norms = g.new_empty(len(g))
-        size = max(1, _block(g) // (t * k))
-        for start in range(0, len(g), size):
-            block = slice(start, start + size)
+        if t == 1:
+            u, h = (norms(m[:, 0]).double() for m in self.matrices(kept, g))
+            return Norms((u * h).square() + biases, torch.maximum(u, h) <= LARGE)
+        if 2 * t * (k + o) > k * o or t > CANCELLED:
+            return self._from_gradients(kept, g, biases)
+        squares = biases
+        for block in self._blocks(g, t * k):
+            u, h = (m.double() for m in self.matrices(kept[block], g[block]))
+            squares[block] += ((u @ u.mT) * (h @ h.mT)).sum((1, 2))
+        return Norms(squares, self._kept_digits(squares, kept, g))
+
+    def _from_gradients(self, kept: Tensor, g: Tensor, biases: Tensor) -> Norms:
+        o, k = self.module.weight.flatten(1).shape
+        each, squares = g.new_empty(len(g), o, k), biases
+        for block in self._blocks(g, g[0].numel() // o * k):
             u, h = self.matrices(kept[block], g[block])
-            if each is not None:
-                norms[block] = square(torch.bmm(h.mT, u, out=each[block]))
-            elif t == 1:
-                norms[block] = square(u) * square(h)
-            else:
-                norms[block] = ((u @ u.mT) * (h @ h.mT)).sum((1, 2))
-        return norms.add_(square(self.over_places(g))) if "bias" in self.trained else norms, each
+            squares[block] += square(torch.bmm(h.mT, u, out=each[block]))
+        return Norms(squares, squares <= LARGE**2, each)
+
+    def _kept_digits(self, squares: Tensor, kept: Tensor, g: Tensor) -> Tensor:
+        """Whether the sum over places h' u, biases being inputs of 1, is not much shorter than its terms."""
+        lengths, (o, k) = squares.new_empty(len(g)), self.module.weight.flatten(1).shape
+        for block in self._blocks(g, g[0].numel() // o * k):
+            u, h = self.matrices(kept[block], g[block])
+            sides = torch.linalg.vector_norm(u, dim=-1).double().square() if "weight" in self.trained else 0.0
+            ones = 1.0 if "bias" in self.trained else 0.0
+            lengths[block] = ((sides + ones) ** 0.5 * torch.linalg.vector_norm(h, dim=-1)).sum(1)
+        return uncancelled(squares, lengths)
+
+    def _blocks(self, g: Tensor, numbers: int) -> Iterator[slice]:
+        """Some of the N examples at a time, whose inputs of so many numbers fit a block."""
+        size = max(1, _block(g) // numbers)
+        return (slice(start, start + size) for start in range(0, len(g), size))
 
     def write(
         self, kept: Tensor, g: Tensor, weight: Tensor | None, each: Tensor | None, rows: Rows, n: int
@@ -89,12 +124,18 @@ class Linear(Product):
         return kept.reshape(len(kept), -1, kept.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
 
     def sum_norms(self, kept: Tensor, g: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Of each client's sum the squared norm (n,), and that of all its terms side by side: what rounding acts on."""
+        """The squared norm (n,), float64, of each client's sum, and the length of its terms; NaN where beyond SANE.
+
+        Products of float32: digits are lost where the terms, of lengths |u||h|, are much longer than their sum.
+        """
         u, h = kept.reshape(n, -1, kept.shape[-1]), g.reshape(n, -1, g.shape[-1])
         inner = u @ u.mT if "weight" in self.trained else u.new_zeros(n, u.shape[1], u.shape[1])
         inner = inner.add_(1.0) if "bias" in self.trained else inner  # a bias is an input of 1
-        terms = inner.mul_(h @ h.mT)
-        return terms.sum((1, 2)), terms.abs().sum((1, 2))
+        back = h @ h.mT
+        sides = inner.diagonal(dim1=1, dim2=2).double(), back.diagonal(dim1=1, dim2=2).double()
+        lengths = (sides[0] * sides[1]).sqrt().sum(1)
+        beyond = torch.maximum(sides[0].amax(1), sides[1].amax(1)) > SANE**2
+        return inner.mul_(back).sum((1, 2)).double(), lengths.masked_fill(beyond, nan)
 
     def write_weight(self, kept: Tensor, g: Tensor, rows: Rows, n: int) -> None:
         rows.product("weight", g.reshape(n, -1, g.shape[-1]).mT, kept.reshape(n, -1, kept.shape[-1]))

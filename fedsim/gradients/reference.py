@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedsim.check import Invalid
 from fedsim.gradients.clip import Clip, layer_sizes
-from fedsim.layout import norms, trained, unflatten
+from fedsim.layout import LARGE, norms, trained, unflatten
 from fedsim.losses import CROSS_ENTROPY
 from fedsim.types import Batch, Loss, forward
 
@@ -43,24 +43,36 @@ def one_client(
 def weighted_clip(each: Tensor, weight: Tensor, clip: Clip, model: nn.Module) -> Tensor:
     """sum_j w_j min(1, clip / ||grad_j||) grad_j of gradients (b, d), or the same layer by layer.
 
-    One that is not finite, which no factor bounds, counts as zero.
+    One whose norm is beyond LARGE or not finite, which no factor is sure to bound, counts as zero.
     """
     sizes = layer_sizes(model) if clip.by_layer else [each.shape[1]]
     squares = _squares(each, sizes)
-    if not squares.isfinite().all():
-        each = each.where(each.isfinite().all(1, keepdim=True), 0)
-        squares = _squares(each, sizes)
+    each = each.where((squares.sum(0) <= LARGE**2).unsqueeze(1), 0)
     weights = clip.weights(squares.unsqueeze(1), weight.unsqueeze(0)).squeeze(1)
     return torch.cat([w @ part for w, part in zip(weights, each.split(sizes, 1), strict=True)])
 
 
 def _squares(each: Tensor, sizes: list[int]) -> Tensor:
-    """Squared norms (L, b) of parts of the gradients (b, d)."""
-    return torch.stack([norms(part).square() for part in each.split(sizes, 1)])
+    """Squared norms (L, b), float64, of parts of the gradients (b, d)."""
+    return torch.stack([norms(part).double().square() for part in each.split(sizes, 1)])
 
 
 def _per_example(model: nn.Module, x: Tensor, batch: Batch, loss: Loss) -> Tensor:
     """The gradient of every example, (b, d)."""
+    each, unseen = _sampled(model, x, batch, loss)
+    if unseen:  # or its terms cancel, which float64 has the digits for
+        _, unseen = _sampled(copy.deepcopy(model).double(), x.double(), batch.map(_widened), loss)
+    if unseen:
+        raise Invalid(f"model: {unseen} is read outside of its layer, where Opacus does not see it")
+    return each
+
+
+def _widened(t: Tensor) -> Tensor:
+    return t.double() if t.is_floating_point() else t
+
+
+def _sampled(model: nn.Module, x: Tensor, batch: Batch, loss: Loss) -> tuple[Tensor, str | None]:
+    """The gradients (b, d) of examples by Opacus; the name of a weight whose sum autograd knows otherwise."""
     from opacus import GradSampleModule
 
     if not isinstance(batch.x, Tensor) and any(p.requires_grad for p in model.parameters(recurse=False)):
@@ -87,11 +99,11 @@ def _per_example(model: nn.Module, x: Tensor, batch: Batch, loss: Loss) -> Tenso
     each = [_of_weight(p, len(batch.y)) for _, p in named]
     lengths = [float(rows.norm(dim=1).sum()) for rows in each]
     rounding = 1e-6 * sum(lengths)  # what is left of a gradient that is zero
-    for (name, p), rows, length in zip(named, each, lengths, strict=True):  # autograd has their sum as well
+    for (name, p), rows, length in zip(named, each, lengths, strict=True):
         total = torch.zeros_like(p) if p.grad is None else p.grad
         if (rows.sum(0) - total.flatten()).norm() > 1e-3 * length + rounding:
-            raise Invalid(f"model: {name} is read outside of its layer, where Opacus does not see it")
-    return torch.cat(each, 1)
+            return torch.cat(each, 1), name
+    return torch.cat(each, 1), None
 
 
 def _of_weight(p: Any, b: int) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim.gradients.layers import Layer, Parameters, Rows, square, total, weighed
+from fedsim.gradients.layers import Layer, Norms, Parameters, Rows, square, total, uncancelled, weighed
+from fedsim.layout import LARGE
 
 
 class Norm(Layer):
@@ -34,10 +35,11 @@ class Norm(Layer):
         y = z * self.beside(own["weight"], z.dim())
         return x, y + self.beside(own["bias"], z.dim()) if "bias" in own else y
 
-    def square_norms(self, kept: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
+    def square_norms(self, kept: Tensor, g: Tensor) -> Norms:
         each = self.over_places(self.normalise(kept) * g) if "weight" in self.trained else None
-        norms = g.new_zeros(len(g)) if each is None else square(each)
-        return norms + square(self.over_places(g)) if "bias" in self.trained else norms, each
+        squares = g.new_zeros(len(g)).double() if each is None else square(each)
+        squares = squares + square(self.over_places(g)) if "bias" in self.trained else squares
+        return Norms(squares, squares <= LARGE**2, each)
 
     def write(
         self, kept: Tensor, g: Tensor, weight: Tensor | None, each: Tensor | None, rows: Rows, n: int
@@ -98,10 +100,11 @@ class Embedding(Layer):
         padding = self.module.padding_idx
         return g if padding is None else g.masked_fill((kept == padding).unsqueeze(-1), 0.0)
 
-    def square_norms(self, kept: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
-        x, g = kept.flatten(1), self._without_padding(kept, g).reshape(len(g), -1, g.shape[-1])
+    def square_norms(self, kept: Tensor, g: Tensor) -> Norms:
+        x, g = kept.flatten(1), self._without_padding(kept, g).reshape(len(g), -1, g.shape[-1]).double()
         same = x.unsqueeze(1) == x.unsqueeze(2)
-        return ((g @ g.mT) * same).sum((1, 2)), None
+        squares = ((g @ g.mT) * same).sum((1, 2))
+        return Norms(squares, uncancelled(squares, torch.linalg.vector_norm(g, dim=-1).sum(1)))
 
     def write(
         self, kept: Tensor, g: Tensor, weight: Tensor | None, each: Tensor | None, rows: Rows, n: int

@@ -27,9 +27,20 @@ from fedsim.accounting import (
     shuffle_separation,
 )
 from fedsim.batches import Adjacency, Batches
-from fedsim.check import Chance, Component, Finite, Invalid
+from fedsim.check import (
+    LEAST_CLIP,
+    LEAST_NOISE,
+    MOST_CLIP,
+    MOST_NOISE,
+    Chance,
+    Component,
+    Finite,
+    FiniteClipNorm,
+    Invalid,
+    NoiseMultiplier,
+)
 from fedsim.privacy.plan import Ids, Payers, Plan, Rounds
-from fedsim.schedule import Rate, Schedule, rate
+from fedsim.schedule import Schedule, rate
 
 __all__ = ["CentralDP", "ExampleDP", "MessageDP", "Quantile"]
 
@@ -56,7 +67,7 @@ class Privacy(Component):
     )
 
     epsilon: Finite | None = None
-    noise: Finite | None = None
+    noise: NoiseMultiplier | None = None
     schedule: Schedule | None = None
     stop_at_epsilon: Finite | None = None
     delta: Chance = 1e-5
@@ -111,6 +122,16 @@ class Privacy(Component):
     def scale(self, plan: Plan, round: int) -> float:
         """The standard deviation of a round's noise over `client_sensitivity`, example-level also over the clip."""
         return self.multiplier(plan) * float(self.factors((round,))[0]) * self.sensitivity(round)
+
+    def require(self, plan: Plan, rounds: int) -> None:
+        """Raise `Invalid` where the noise of one of so many rounds is more, or less, than float32 carries."""
+        multipliers = self.multiplier(plan) * self.factors(tuple(range(rounds)))
+        for round, z in enumerate(multipliers.tolist()):
+            if not LEAST_NOISE <= z <= MOST_NOISE:
+                raise Invalid(
+                    f"{type(self).__name__}: a noise multiplier of {z:.3g} in round {round}; allowed is from "
+                    f"{LEAST_NOISE:g} to {MOST_NOISE:g}: beyond that float32 loses the noise, or what it is added to"
+                )
 
     def spent(self, plan: Plan, rounds: frozenset[Rounds]) -> float:
         """The epsilon that the accountant stands behind for every client, from the rounds of each."""
@@ -200,7 +221,7 @@ class Quantile(Component):
     the gradient are one Gaussian release of multiplier z: 1/z^2 is split, `spend` of it for the count.
     """
 
-    start: Finite
+    start: FiniteClipNorm
     target: Chance = 0.5
     speed: Finite = 0.2
     spend: Chance = 0.01
@@ -216,7 +237,7 @@ class ExampleDP(Privacy):
     level: ClassVar[Level] = "example"
     unit: ClassVar[str] = "one example"
 
-    clip: Rate | Quantile
+    clip: FiniteClipNorm | Schedule | Quantile
     by_layer: bool = False
 
     def adjacency(self, batches: Batches) -> Adjacency:
@@ -226,8 +247,19 @@ class ExampleDP(Privacy):
         return batches.share(sizes)
 
     def bound(self, round: int) -> float:
-        """The clip of a round; where it adapts, the first one."""
-        return self.clip.start if isinstance(self.clip, Quantile) else rate(self.clip, round)
+        """The clip of a round; where it adapts, the first one. Raises `Invalid` where a schedule leaves the range."""
+        if isinstance(self.clip, Quantile):
+            return self.clip.start
+        bound = rate(self.clip, round)
+        if not LEAST_CLIP <= bound <= MOST_CLIP:
+            allowed = f"allowed is from {LEAST_CLIP:g} to {MOST_CLIP:g}"
+            raise Invalid(f"ExampleDP.clip = {self.clip!r}: {bound:.3g} in round {round}; {allowed}")
+        return bound
+
+    def require(self, plan: Plan, rounds: int) -> None:
+        super().require(plan, rounds)
+        for round in range(rounds):
+            self.bound(round)
 
     def counts_rounds(self, batches: Batches) -> bool:
         return super().counts_rounds(batches) and type(batches).releases is Batches.releases

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.check import Positive, Share
+from fedsim.check import ClipNorm, Share
 from fedsim.layout import clip_
 from fedsim.schedule import Rate, rate
 from fedsim.types import Batch, Env, Method, ServerEnv, State
@@ -29,7 +29,7 @@ class ByzClip21SGD2M(Method):
     server_memory: ClassVar[bool] = True
 
     lr: Rate
-    tau: Positive
+    tau: ClipNorm
     beta: Share = 0.1
     beta_hat: Share = 0.01
 

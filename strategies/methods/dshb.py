@@ -8,7 +8,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from fedsim.check import Positive, Share
+from fedsim.check import ClipNorm, Share
 from fedsim.strategies.methods.sgd import FedSGD
 from fedsim.types import Batch, Env, State
 
@@ -17,7 +17,7 @@ from fedsim.types import Batch, Env, State
 class ByzClipSGD(FedSGD):
     """Byz-Clip-SGD, Algorithm 3 of arXiv:2603.23472: clients send clip_tau(grad f_i(x)) + noise, no memory."""
 
-    tau: Positive
+    tau: ClipNorm
 
     @property
     def message_bound(self) -> float | None:

@@ -8,7 +8,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from fedsim.check import Count, Momentum, Positive
+from fedsim.check import ClipNorm, Count, Momentum
 from fedsim.layout import clip_
 from fedsim.schedule import Rate, rate
 from fedsim.types import Batch, Env, Method, ServerEnv, State
@@ -53,7 +53,7 @@ class FedAvg(Method):
     lr: Rate
     local_steps: Count = 5
     server_lr: Rate = 1.0
-    tau: Positive = float("inf")
+    tau: ClipNorm = float("inf")
 
     @property
     def steps(self) -> int:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim.check import Chance, Count, Finite, Positive
+from fedsim.check import Chance, ClipNorm, Count, Finite
 from fedsim.strategies.kernels.base import TwoHookRule
 from fedsim.strategies.kernels.gram import ORIGIN, PREVIOUS, Gram
 
@@ -86,7 +86,7 @@ class CenteredClipping(TwoHookRule):
     Karimireddy et al., arXiv:2012.10333. v starts at the previous aggregate, and at 0 where there is none.
     """
 
-    tau: Positive
+    tau: ClipNorm
     iterations: Count = 1
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from fedsim.check import Count, Positive
+from fedsim.check import ClipNorm, Count
 from fedsim.strategies.kernels.base import TwoHookMixer
 from fedsim.strategies.kernels.gram import ORIGIN, Gram
 from fedsim.strategies.rules.geometric import root
@@ -41,7 +41,7 @@ class Bucketing(TwoHookMixer):
 class Clipping(TwoHookMixer):
     """x_i min(1, tau / ||x_i||)."""
 
-    tau: Positive
+    tau: ClipNorm
 
     @property
     def anchors(self) -> tuple[str, ...]:

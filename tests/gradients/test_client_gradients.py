@@ -73,7 +73,9 @@ def check(net: nn.Module, batch: Batch, clip: float | None, rtol: float = 1e-11)
         torch.testing.assert_close(parts[1:], scale[1:, None] * rows[1:])
         ready.write(slice(None), onto := torch.ones_like(rows), -scale, added=True)
         torch.testing.assert_close(onto, 1 - scale[:, None] * rows)
-        torch.testing.assert_close(ready.norms().double(), rows.double().norm(dim=1), rtol=1e-5, atol=0.0)
+        told = ready.norms().double()
+        known = ~told.isnan()
+        torch.testing.assert_close(told[known], rows.double().norm(dim=1)[known], rtol=1e-5, atol=0.0)
     return gradients
 
 
@@ -341,7 +343,7 @@ def test_results_do_not_depend_on_what_was_computed_before() -> None:
 
 
 def test_norms_of_sums_that_cancel() -> None:
-    """Two examples that pull apart and almost cancel, for the first client: its norm is read from the gradient."""
+    """Two examples that pull apart and almost cancel, for the first client: products do not tell its norm."""
     torch.manual_seed(9)
     net = MLP(hidden=6).build((4,), 2)
     x = torch.randn(2, 1, 4).repeat(1, 2, 1)
@@ -351,7 +353,9 @@ def test_norms_of_sums_that_cancel() -> None:
     x0 = flatten(net) * 1e-3  # both labels are as likely
     ready, exact = ClientGradients(net).prepare(x0, batch), loop(net, x0, batch, None).norm(dim=1)
     assert float(exact[0]) < 0.01 * float(exact[1])
-    torch.testing.assert_close(ready.norms(), exact, rtol=1e-5, atol=0.0)
+    told = ready.norms()
+    assert told[0].isnan()
+    torch.testing.assert_close(told[1], exact[1], rtol=1e-5, atol=0.0)
 
 
 def test_writes_into_part_of_a_wider_tensor_and_under_no_grad() -> None:
