@@ -14,6 +14,7 @@ from fedsim.check import Invalid
 from fedsim.gradients import ClientGradients, require_certain
 from fedsim.keys import SHARED, Keys, torch_seed
 from fedsim.machine.mapped import Space
+from fedsim.machine.normal import normal_
 from fedsim.machine.threads import each, one_thread
 from fedsim.privacy import CLIP, ExampleDP, MessageDP, Privacy, Quantile
 from fedsim.privacy.ledger import Ledger
@@ -182,7 +183,7 @@ class Federation:
 
     def normal(self, z: Tensor, key: np.uint64) -> Tensor:
         """Fill z with standard normal numbers, the stream of a key; on a device drawn from its own entropy."""
-        return z.normal_(generator=torch.Generator(self.device).manual_seed(torch_seed(key)))
+        return normal_(z, torch.Generator(self.device).manual_seed(torch_seed(key)))
 
     def published(self, aggregate: Tensor, rows: int, round: int) -> Tensor:
         """What a server makes known of the aggregate of so many rows: with noise where privacy is central."""
