@@ -23,6 +23,7 @@ from fedsim.federation import Federation
 from fedsim.gradients import ClientGradients, Clip, one_client
 from fedsim.gradients.fallback import Loop, Vmap
 from fedsim.layout import clip_, flatten, norms
+from fedsim.losses import CROSS_ENTROPY
 from fedsim.models import MLP
 from fedsim.privacy import ExampleDP, MessageDP, Quantile
 from fedsim.round import Server
@@ -98,7 +99,7 @@ def routes(net: nn.Module) -> Iterator[tuple[str, Callable[[Tensor, Batch, Clip]
     """Gradients (n, d) of n clients, in all ways that there are."""
     chosen = ClientGradients(net)
     yield "chosen", lambda x, batch, clip: chosen(x, batch, clip=clip)
-    for route in (Vmap(net), Loop(net)):
+    for route in (Vmap(net, CROSS_ENTROPY), Loop(net, CROSS_ENTROPY)):
 
         def ready(x: Tensor, batch: Batch, clip: Clip, route: Vmap | Loop = route) -> Tensor:
             out = torch.empty(len(batch.y), len(x))
