@@ -136,7 +136,7 @@ def test_changes_are_made_at_once() -> None:
         ("rule=ALIE", "rule = 'ALIE': unknown"),
         ("rul=Mean", "rul: Experiment has no field 'rul'; did you mean rule?"),
         ("method.tua=1", "tua: ByzClip21SGD2M has no field 'tua'; did you mean tau?"),
-        ("method.tau=-1", "ByzClip21SGD2M.tau = -1: must be greater than 0"),
+        ("method.tau=-1", "ByzClip21SGD2M.tau = -1: must be from 1e-06 to 1e+06"),
         ("method.tau=abc", "ByzClip21SGD2M.tau = 'abc': must be a valid number"),
         ("method=HeavyBall", "HeavyBall: lr is missing"),
         ("attack=ALIE(zz=1)", "attack.zz: ALIE has no such field"),
