@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from fedsim.check import Invalid
 from fedsim.gradients import ClientGradients, require_certain
-from fedsim.keys import SHARED, Keys, torch_seed
+from fedsim.keys import SHARED, Keys, torch_seed, uniform
+from fedsim.layout import Layout
 from fedsim.machine.mapped import Space
 from fedsim.machine.normal import normal_
 from fedsim.machine.threads import each, one_thread
@@ -52,7 +54,8 @@ class Federation:
         self.classes = dataset.classes
         self.model, x0 = experiment.task.build(dataset, self.keys)
         self.model.to(device)
-        self.x0 = x0.to(device)
+        self.x0, self.layout = x0.to(device), Layout.of(self.model)
+        self.width = experiment.method.width(self.layout.trained)  # of a message
         self.loss = experiment.task.loss
         self.gradients = ClientGradients(self.model, loss=self.loss)
         few = self.train.part(slice(0, 4))
@@ -155,7 +158,7 @@ class Federation:
     ) -> Tensor:
         """`rows` (k, w), or their sum, plus normal numbers of deviations (k,), a stream each; `out` may be `rows`."""
         # gradients of a round are counted on, so that all of a purpose have streams of their own
-        at = round * self.experiment.method.steps + call
+        at = round * self.experiment.method.steps * self.experiment.method.gradients + call
         keys, deviation = self.keys.of(f"{purpose}/0", at, ids), deviations.tolist()
         out = torch.empty_like(rows) if out is None else out
         size = max(2, 2**17 // rows.shape[1])  # not by the number of threads: sums would differ
@@ -184,6 +187,10 @@ class Federation:
     def normal(self, z: Tensor, key: np.uint64) -> Tensor:
         """Fill z with standard normal numbers, the stream of a key; on a device drawn from its own entropy."""
         return normal_(z, torch.Generator(self.device).manual_seed(torch_seed(key)))
+
+    def uniform(self, keys: NDArray[np.uint64], start: int, count: int) -> Tensor:
+        """Numbers in [0, 1), (k, count), of clients' own; on a device from its own entropy."""
+        return uniform(keys, start, count, self.device)
 
     def published(self, aggregate: Tensor, rows: int, round: int) -> Tensor:
         """What a server makes known of the aggregate of so many rows: with noise where privacy is central."""
@@ -234,7 +241,7 @@ class Federation:
 
     def _round_bytes(self) -> int:
         """What the matrices of a round take: messages, states before and after, and what the server keeps of each."""
-        method, row = self.experiment.method, self.x0.nbytes
+        method, row = self.experiment.method, self.width * self.x0.element_size()
         states = sum(value.nbytes for value in self.client_state().values())
         kept = self.experiment.clients * row if method.server_memory or method.peer else 0
         return self.experiment.active * (2 * states + (0 if self.mean_only else row)) + kept
@@ -255,11 +262,12 @@ class Federation:
         return Plan(
             rounds=histories(paid, h, privacy.counts_rounds(experiment.batches)),
             steps=experiment.method.steps,
+            gradients=experiment.method.gradients,
             batches=experiment.batches,
             smallest=int(held.min()),
             clients=h,
             active=experiment.active / experiment.clients,
-            parameters=self.x0.numel(),
+            parameters=self.width,
             others=experiment.batches.unlike(held),
         )
 
@@ -305,8 +313,8 @@ class Steps(Batch):
         return Steps(self.fetch, self.place[clients], self.drawn[clients])
 
     def split(self, steps: int) -> Iterator[Batch]:
-        for place, weight in zip(*(t.unbind(-2) for t in (self.place, self.drawn)), strict=True):
-            yield self.fetch(place, weight)
+        for i in range(steps):
+            yield replace(self.fetch(self.place.select(-2, i), self.drawn.select(-2, i)), step=i)
 
 
 def _require_finite(inputs: Inputs) -> None:

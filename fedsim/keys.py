@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Generator
+from torch import Generator, Tensor
 
 U32, U64 = np.uint32, np.uint64
 SHARED = 0  # the client of a draw that belongs to the whole round
@@ -46,6 +47,27 @@ class Keys:
         counter = np.arange(1, count + 1, dtype=U64) * U64(0x9E3779B97F4A7C15)
         bits = _mix64(_mix64(self.of(purpose, round, ids)[:, None]) + counter)
         return np.asarray((bits >> U64(11)) * 2.0**-53)
+
+
+def uniform(keys: NDArray[np.uint64], start: int, count: int, device: str = "cpu") -> Tensor:
+    """Numbers in [0, 1), (k, count) float32, the same on any device: of each key's stream those from `start` on."""
+    stream = torch.from_numpy(_mix64(keys).view(np.int64)).to(device).unsqueeze(1)
+    out = torch.empty(len(keys), count, device=device)
+    size = max(1, 2**18 // len(keys)) if device == "cpu" else count  # the integers stay in the cache
+    for at in range(0, count, size):
+        part = out[:, at : at + size]
+        z = torch.arange(start + at + 1, start + at + 1 + part.shape[1], device=device)
+        z = z.mul_(_signed(0x9E3779B97F4A7C15)) + stream
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            z.bitwise_xor_((z >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(_signed(factor))
+        z.bitwise_xor_((z >> 31).bitwise_and_(2**33 - 1))
+        part.copy_((z >> 40).bitwise_and_(2**24 - 1)).mul_(2.0**-24)
+    return out
+
+
+def _signed(word: int) -> int:
+    """A 64-bit word as torch's integers have it."""
+    return word - 2**64 if word >= 2**63 else word
 
 
 def torch_seed(key: np.uint64) -> int:

@@ -11,30 +11,29 @@ import torch
 from torch import Tensor
 
 from fedsim.check import Invalid
+from fedsim.env import AtClients, AtServer
 from fedsim.federation import Federation, Ids
-from fedsim.gradients import one_client
+from fedsim.gradients import one_client, one_hvp, one_loss
 from fedsim.layout import clip_
 from fedsim.machine.threads import one_thread
 from fedsim.mechanism import Mechanism
 from fedsim.types import Batch, Method, State, Target, View
 
 
-class Client:
+class Client(AtClients):
     """The `Env` of one client."""
 
     def __init__(self, fed: Federation, client: int, round: int, state: State, told: State) -> None:
-        self.fed, self.ids, self.round, self.calls, self.told = fed, np.array([client]), round, 0, told
-        self.x = told[fed.experiment.method.sends]
+        super().__init__(fed, np.array([client]), round, told)
         self.batch = fed.batch(round, self.ids).part(0)
         self.mechanism = Mechanism.of(fed, self.ids, round, state)
 
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
         clip = self.mechanism.clip() if self.mechanism else None
-        gradient = one_client(self.fed.model, x, batch, clip, self.fed.loss)
+        gradient, call = one_client(self.fed.model, x, batch, clip, self.fed.loss), self.call(batch)
         if self.mechanism and clip:
-            gradient = self.mechanism.noisy(gradient[None], self.calls)[0]
-            self.mechanism.learn(clip, batch.weight, self.calls)
-        self.calls += 1
+            gradient = self.mechanism.noisy(gradient[None], call)[0]
+            self.mechanism.learn(clip, batch.weight, call)
         return clip_(self.fed.regularise(gradient, x), tau)
 
     def first_gradient(self, tau: float = inf) -> Tensor:
@@ -42,6 +41,18 @@ class Client:
 
     def descend(self, x: Tensor, batch: Batch, lr: float, out: Tensor | None = None) -> Tensor:
         return x - lr * self.grad(x, batch)
+
+    def hvp(self, x: Tensor, v: Tensor, batch: Batch) -> Tensor:
+        self.unaccounted("hvp")
+        return self.fed.regularise(one_hvp(self.fed.model, x, v, batch, self.fed.loss), v)
+
+    @torch.no_grad()
+    def loss(self, x: Tensor, batch: Batch) -> Tensor:
+        self.unaccounted("loss")
+        return one_loss(self.fed.model, x, batch, self.fed.loss) + self.fed.experiment.task.l2 / 2 * (x @ x)
+
+    def uniform(self, count: int) -> Tensor:
+        return self.draws.own(count)[0]
 
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
@@ -57,6 +68,11 @@ def answer(fed: Federation, client: int, state: State, told: State, round: int) 
     """A client's new state and its message (d,), from its state, what the server broadcast and the round."""
     env = Client(fed, client, round, state, told)
     state, message = fed.experiment.method.client_step(state, env.x, env.batch, env)
+    if message.shape != (fed.width,):
+        raise Invalid(
+            f"{type(fed.experiment.method).__name__}: a message of shape {tuple(message.shape)}, its `width` says "
+            f"({fed.width},)"
+        )
     return state | (env.mechanism.kept if env.mechanism else {}), message
 
 
@@ -121,13 +137,6 @@ class Stage:
     f: int
     join: Callable[[Tensor], tuple[State, Tensor]]  # forged rows (f, d) -> server state, what the rule sees
     last: Callable[[Tensor], tuple[State, Tensor]]  # the same, once: it may write over the messages
-
-
-class AtServer:
-    """The `ServerEnv` of a round."""
-
-    def __init__(self, fed: Federation, round: int) -> None:
-        self.fed, self.round = fed, round
 
 
 @one_thread()

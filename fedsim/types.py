@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from fedsim.check import Component, Invalid
+from fedsim.layout import Layout
 
 State = dict[str, Tensor]
 Knowledge = Literal["own", "honest", "rule"]
@@ -143,6 +144,7 @@ class Batch:
     x: Inputs
     y: Tensor
     weight: Tensor
+    step: int = 0  # which batch of the round it is
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Batch:
         """f of every tensor."""
@@ -162,18 +164,20 @@ class Batch:
             yield self
         else:
             axis = self.weight.dim() - 2
-            yield from (self.map(lambda t, i=i: t.select(axis, i)) for i in range(steps))  # type: ignore[misc]
+            yield from (replace(self.map(lambda t, i=i: t.select(axis, i)), step=i) for i in range(steps))  # type: ignore[misc]
 
 
 # ---------------------------------------------------------------- method
 class Env(Protocol):
     """What a client has at hand in a round. The same calls serve one client, x (d,), and n, x (d,) or (n, d).
 
-    told  what the server broadcast, by name: the model, and what else the method `tells`
+    told    what the server broadcast, by name: the model, and what else the method `tells`
+    layout  the blocks of x
     """
 
     round: int
     told: State
+    layout: Layout
 
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
         """Gradient (d,) or (n, d) of the batch at x, as a whole clipped to L2 norm tau.
@@ -197,15 +201,40 @@ class Env(Protocol):
         """
         ...
 
+    def hvp(self, x: Tensor, v: Tensor, batch: Batch) -> Tensor:
+        """The Hessian of the batch's loss at x times v, (d,) or (n, d); refused where privacy is example-level."""
+        ...
+
+    def loss(self, x: Tensor, batch: Batch) -> Tensor:
+        """The batch's loss at x, () or (n,); refused where privacy is example-level."""
+        ...
+
+    def uniform(self, count: int) -> Tensor:
+        """Numbers in [0, 1), (count,) or (n, count), of each client's own; each call draws further ones."""
+        ...
+
+    def common(self, count: int) -> Tensor:
+        """Numbers in [0, 1), (count,), the same for all clients of a round and for the server."""
+        ...
+
     def buffer(self, name: str) -> Tensor | None:
         """Where the new state `name` may be written, as `out=` of the operation that makes it; None: anywhere."""
         ...
 
 
 class ServerEnv(Protocol):
-    """What the server has at hand at the end of a round."""
+    """What the server has at hand at the end of a round; `layout` has the blocks of x."""
 
     round: int
+    layout: Layout
+
+    def uniform(self, count: int) -> Tensor:
+        """Numbers in [0, 1), (count,), of the server's own."""
+        ...
+
+    def common(self, count: int) -> Tensor:
+        """The same numbers (count,) that every client of the round drew as `common`."""
+        ...
 
 
 class Method(Component):
@@ -228,8 +257,17 @@ class Method(Component):
 
     @property
     def steps(self) -> int:
-        """Gradients that a client computes in a round, each on a batch of its own."""
+        """Batches that a client draws in a round."""
         return 1
+
+    @property
+    def gradients(self) -> int:
+        """Gradients on each of these batches, at most: at several points, say. The ledger books k of them together."""
+        return 1
+
+    def width(self, layout: Layout) -> int:
+        """Numbers in a message; `layout` has the blocks of x."""
+        return layout.width
 
     @property
     def message_bound(self) -> float | None:

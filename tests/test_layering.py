@@ -22,6 +22,7 @@ RUNTIME = (
     *CORE,
     "fedsim.federation",
     "fedsim.mechanism",
+    "fedsim.env",
     "fedsim.round",
     "fedsim.engines",
     "fedsim.record",

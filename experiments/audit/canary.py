@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.check import Invalid
 from fedsim.engines.vector import Clients
+from fedsim.env import AtServer
 from fedsim.experiments.audit.bounds import Floats
 from fedsim.federation import Federation, Ids, deal
 from fedsim.gradients import Clip
@@ -22,7 +24,6 @@ from fedsim.keys import Keys
 from fedsim.layout import clip_
 from fedsim.privacy import MessageDP
 from fedsim.privacy.ledger import Ledger
-from fedsim.round import AtServer
 from fedsim.spec import Experiment
 from fedsim.strategies import Mean
 from fedsim.types import Batch, Dataset, Examples, State, on_inputs
@@ -116,7 +117,9 @@ def _beside(one: Batch, other: Batch) -> Batch:
     def both(a: Tensor, b: Tensor) -> Tensor:
         return torch.cat([a, b], 1)
 
-    return Batch(on_inputs(both, one.x, other.x), both(one.y, other.y), both(one.weight, other.weight))
+    return replace(
+        one, x=on_inputs(both, one.x, other.x), y=both(one.y, other.y), weight=both(one.weight, other.weight)
+    )
 
 
 def _alone(recipe: Experiment, runs: int, ledger: Ledger | None) -> Experiment:
@@ -157,6 +160,11 @@ class Witness(Clients):
         self.sampling = (
             "none" if privacy.accountant == "exact" else batches.sampling
         )  # what is booked as secret
+        if self.sampling != "none" and fed.experiment.method.gradients > 1:
+            raise Invalid(
+                f"audit: {type(fed.experiment.method).__name__} takes several gradients of one batch, whose draw is "
+                "secret to all of them at once; allowed is batches = Full()"
+            )
         self.chance = batches.chance(len(fed.shard)) if self.sampling != "none" else 1.0
         self.one = float(1 / batches.expected(sizes[:1])[0])  # the weight of an example
         self.variance = fed.deviation(round, ids).double() ** 2
@@ -164,8 +172,8 @@ class Witness(Clients):
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
         if self.mechanism is None:
             return clip_(torch.where(self.coins[:, None], FAR, -FAR).float().repeat(1, x.shape[-1]), tau)
-        drawn = self.drawn[self.calls]
-        others = Batch(batch.x, batch.y, batch.weight.masked_fill(drawn, 0))
+        drawn = self.drawn[batch.step]
+        others = replace(batch, weight=batch.weight.masked_fill(drawn, 0))
         here = drawn.any(1).float() * self.one
         there = here * self.coins if self.sampling == "poisson" else here
         canary = self._canary(self.coins.long(), there)

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.app import Context
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.check import Invalid
 from fedsim.deploy.agreement import Agreement
-from fedsim.deploy.entropy import normal
+from fedsim.deploy.entropy import normal, uniform
 from fedsim.deploy.spent import Spent
 from fedsim.federation import Federation, Ids
 from fedsim.flower.memory import Memory
@@ -34,6 +35,9 @@ class DeviceFederation(Federation):
 
     def normal(self, z: Tensor, key: np.uint64) -> Tensor:
         return super().normal(z, key) if self._derived else z.copy_(normal(z.numel()))
+
+    def uniform(self, keys: NDArray[np.uint64], start: int, count: int) -> Tensor:
+        return super().uniform(keys, start, count) if self._derived else uniform(count)[None]
 
     def _deal(self, dataset: Dataset) -> list[Ids]:
         if not self._own.own_data:

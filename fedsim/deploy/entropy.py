@@ -24,6 +24,12 @@ def normal(count: int) -> Tensor:
     return torch.from_numpy((total / np.sqrt(SUMMANDS)).astype(np.float32))
 
 
+def uniform(count: int) -> Tensor:
+    """Numbers in [0, 1), (count,), float32, of 24 fresh bits each."""
+    bits = np.frombuffer(os.urandom(4 * count), np.uint32) >> np.uint32(8)
+    return torch.from_numpy((bits * 2.0**-24).astype(np.float32))
+
+
 def _box_muller(count: int) -> NDArray[np.float64]:
     half = -(-count // 2)
     uniform = _uniform(2 * half)

@@ -59,7 +59,7 @@ class Everyone:
         self, fed: Federation, states: State, told: State, round: int, ids: NDArray[np.int64]
     ) -> tuple[State, Messages, NDArray[np.int64]]:
         if not len(ids):  # a cohort of Byzantine clients who compute nothing
-            return states, Messages(fed.x0.new_empty(0, fed.x0.numel())), ids
+            return states, Messages(fed.x0.new_empty(0, fed.width)), ids
         return *self.rows(fed, states, told, round, ids), ids
 
 

@@ -9,7 +9,9 @@ from math import ceil, inf, isfinite, log2
 import torch
 from torch import Tensor
 
+from fedsim.env import AtClients
 from fedsim.federation import Federation, Ids
+from fedsim.gradients import hvps, losses
 from fedsim.gradients.batched import Route
 from fedsim.layout import LARGE, clip_, clip_factor
 from fedsim.machine.threads import each, one_thread
@@ -22,7 +24,7 @@ ALONE = 2**24  # products of an example and a parameter: so many are the work of
 STEPPED = 2**21  # where a round has several steps, each a product: more of them at once, still not all
 
 
-class Clients:
+class Clients(AtClients):
     """The `Env` of many clients at once."""
 
     sent: Tensor | None = None  # where their messages are to be, if anywhere
@@ -30,12 +32,12 @@ class Clients:
     def __init__(
         self, fed: Federation, ids: Ids, round: int, state: State, told: State, batch: Batch | None
     ) -> None:
-        self.fed, self.ids, self.round, self.calls, self.told, self.batch = fed, ids, round, 0, told, batch
-        self.x = told[fed.experiment.method.sends]
+        super().__init__(fed, ids, round, told)
+        self.batch = batch
         self.mechanism = Mechanism.of(fed, ids, round, state)
 
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
-        return Gradient(self, x, batch).rows(slice(None), x.new_empty(len(self.ids), x.shape[-1]), tau)
+        return Gradient(self, x, batch).rows(slice(None), self._empty(), tau)
 
     def first_gradient(self, tau: float = inf) -> Tensor:
         assert self.batch is not None
@@ -44,6 +46,17 @@ class Clients:
     def descend(self, x: Tensor, batch: Batch, lr: float, out: Tensor | None = None) -> Tensor:
         return torch.sub(x, g := self.grad(x, batch), alpha=lr, out=g)
 
+    def hvp(self, x: Tensor, v: Tensor, batch: Batch) -> Tensor:
+        self.unaccounted("hvp")
+        return self.fed.regularise(hvps(self.fed.gradients, x, v, batch), v)
+
+    def loss(self, x: Tensor, batch: Batch) -> Tensor:
+        self.unaccounted("loss")
+        return losses(self.fed.gradients, x, batch) + self.fed.experiment.task.l2 / 2 * x.square().sum(-1)
+
+    def uniform(self, count: int) -> Tensor:
+        return self.draws.own(count)
+
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
             return message
@@ -51,6 +64,10 @@ class Clients:
 
     def buffer(self, name: str) -> Tensor | None:
         return None
+
+    def _empty(self) -> Tensor:
+        """Memory for a gradient of each."""
+        return self.fed.x0.new_empty(len(self.ids), self.fed.x0.numel())
 
     @property
     def kept(self) -> State:
@@ -62,14 +79,13 @@ class Gradient:
     """The gradients of clients at a point: what they follow from, of all at once, then those of some at a time."""
 
     def __init__(self, env: Clients, x: Tensor, batch: Batch) -> None:
-        self.env, self.x, self.call = env, x, env.calls
+        self.env, self.x, self.call = env, x, env.call(batch)
         clip = env.mechanism.clip() if env.mechanism else None
         self.batch, self.clip = batch, clip
         self.ready = env.fed.gradients.prepare(x, batch, clip)
         self.mechanism = env.mechanism and env.mechanism.part(slice(None))  # as it is before it learns
         if env.mechanism and clip:
-            env.mechanism.learn(clip, batch.weight, env.calls)
-        env.calls += 1
+            env.mechanism.learn(clip, batch.weight, self.call)
 
     def rows(self, clients: slice, out: Tensor, tau: float = inf) -> Tensor:
         self.ready.write(clients, out)
@@ -118,23 +134,23 @@ class Group(Clients):
         self.after, self.sent = after, sent  # where new states and messages are to be
 
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
-        return Gradient(self, x, batch).rows(slice(None), torch.empty_like(self.sent), tau)
+        return Gradient(self, x, batch).rows(slice(None), self._empty(), tau)
 
     def first_gradient(self, tau: float = inf) -> Tensor:
         if self.calls or self.share.batch is None:
             return super().first_gradient(tau)
         first = self.share.first
-        self.calls, self.mechanism = 1, self.share.mechanism and self.share.mechanism.part(self.part)
+        self.call(self.share.batch)
+        self.mechanism = self.share.mechanism and self.share.mechanism.part(self.part)
         # it is likely to be the message, unless noise is still to come
-        return first.rows(
-            self.part, torch.empty_like(self.sent) if self.fed.message_privacy else self.sent, tau
-        )
+        message = self.fed.width == self.fed.x0.numel() and not self.fed.message_privacy
+        return first.rows(self.part, self.sent if message else self._empty(), tau)
 
     def descend(self, x: Tensor, batch: Batch, lr: float, out: Tensor | None = None) -> Tensor:
         """One product, added to where the model is, and no gradient."""
         if self.mechanism:
             return super().descend(x, batch, lr)
-        out = torch.empty_like(self.sent) if out is None else out
+        out = self._empty() if out is None else out
         gradient = Gradient(self, x, batch)  # all that needs x, which may be what is written over
         _put(x.expand_as(out), out)
         if l2 := self.fed.experiment.task.l2:
@@ -157,7 +173,7 @@ def rows(fed: Federation, states: State, told: State, round: int, ids: Ids) -> t
         after, mean = _sum(fed, states, told, round, ids) or _step(fed, states, told, round, ids, None)
         if isfinite(mean.sum()):
             return after, Messages(mean, mean_only=True)
-    spare = fed.space.empty(fed.x0, len(fed.cohort(round)), fed.x0.numel())
+    spare = fed.space.empty(fed.x0, len(fed.cohort(round)), fed.width)
     after, _ = _step(fed, states, told, round, ids, spare)
     return after, Messages(spare[: len(ids)], spare)
 
@@ -201,17 +217,18 @@ def _step(
 
     The states after the step; the messages, written to `spare`, or their mean (1, d) where that is None.
     """
-    method, d = fed.experiment.method, fed.x0.numel()
+    method, width = fed.experiment.method, fed.width
     after = {name: fed.space.empty(value, *value.shape) for name, value in states.items()}
     once = method.steps == 1
-    group_size = max(1, (CACHED if once else STEPPED) // d) if fed.device == "cpu" else len(ids)
+    cached = (CACHED if once else STEPPED) // max(width, fed.x0.numel())
+    group_size = max(1, cached) if fed.device == "cpu" else len(ids)
 
     def work(share: slice) -> Tensor:
         mine = {name: value[share] for name, value in states.items()}
         here = {name: value[ids[share]] for name, value in told.items()} if method.peer else told
         env = Share(fed, ids[share], round, mine, here, fed.batch(round, ids[share]) if once else None)
-        total = fed.x0.new_zeros(1, 0 if spare is not None else d)
-        places = fed.x0.new_empty(min(group_size, len(env.ids)), d) if spare is None else spare[share]
+        total = fed.x0.new_zeros(1, 0 if spare is not None else width)
+        places = fed.x0.new_empty(min(group_size, len(env.ids)), width) if spare is None else spare[share]
         for part in _cut(len(env.ids), group_size):
             new = {name: value[share][part] for name, value in after.items()}
             place = places[: part.stop - part.start] if spare is None else places[part]

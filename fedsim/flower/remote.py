@@ -106,7 +106,7 @@ class Remote:
         replies: Iterable[Message],
     ) -> tuple[State, Messages, Ids]:
         """What a round's replies come to."""
-        d = fed.x0.numel()
+        d = fed.width
 
         def row_of(reply: Message) -> tuple[Tensor, int, bool]:
             record = reply.content.array_records.get(ARRAYS, ArrayRecord())

@@ -53,6 +53,7 @@ class ClientGradients:
         self.memory = memory or (2**26 if self.x.device.type == "cpu" else 2**31)
         self.route: Route | None = None
         self.turn = Lock()
+        self.twice = True  # whether vmap can follow the gradient's own derivative
         self.activations = 0  # bytes of an example
 
     def choose(self, batch: Batch) -> Route:

@@ -137,10 +137,7 @@ class Layerwise:
         self, x: Tensor, batch: Batch, weighted: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What each layer kept, and the gradient of the (weighted) losses with respect to its output."""
-        inputs = on_inputs(self._lined_up, batch.x)
-        with torch.enable_grad():
-            self.now.at, self.now.calls = self._parameters(x.detach().requires_grad_()), {}
-            out = forward(self.model, {}, inputs)
+        out = self.outputs(x, batch)
         calls, self.now.calls, self.now.at = self.now.calls, {}, {}
         if calls.keys() != self.layers.keys():
             raise Unfit("a layer is not called")
@@ -150,6 +147,12 @@ class Layerwise:
                 start *= batch.weight.reshape(-1, *[1] * (start.dim() - 1))
         back = torch.autograd.grad(out, [call.output for call in calls.values()], start)
         return {name: call.kept for name, call in calls.items()}, dict(zip(calls, back, strict=True))
+
+    def outputs(self, x: Tensor, batch: Batch) -> Tensor:
+        """What the model puts out for the examples of all clients, one behind the other; `now` has the calls."""
+        with torch.enable_grad():
+            self.now.at, self.now.calls = self._parameters(x.detach().requires_grad_()), {}
+            return forward(self.model, {}, on_inputs(self._lined_up, batch.x))
 
     def _lined_up(self, inputs: Tensor) -> Tensor:
         """The examples of all clients one behind the other."""

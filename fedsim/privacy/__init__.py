@@ -277,7 +277,10 @@ class ExampleDP(Privacy):
 
     def releases(self, plan: Plan, rounds: Rounds, z: float) -> tuple[Release, ...]:
         steps = np.array(rounds, np.int64)[:, None] * plan.steps + np.arange(plan.steps)
-        noise = np.broadcast_to(z * self.factors(rounds)[:, None], steps.shape)
+        together = z / sqrt(
+            plan.gradients
+        )  # k gradients of one batch are one Gaussian of sensitivity sqrt(k)
+        noise = np.broadcast_to(together * self.factors(rounds)[:, None], steps.shape)
         return plan.batches.releases(steps.reshape(-1), noise.reshape(-1), plan.smallest)
 
     def warnings(self, plan: Plan) -> list[str]:

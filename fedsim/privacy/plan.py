@@ -49,13 +49,14 @@ class Plan:
     """What accounting needs to know of a run; everything is public, nothing depends on the data."""
 
     rounds: frozenset[Rounds]  # of the honest clients, as planned
-    steps: int  # gradients that a client computes in a round
+    steps: int  # batches that a client draws in a round
     batches: Batches
     smallest: int  # examples of the smallest client
     clients: int  # honest ones, whose messages come together
     active: float  # the share of clients that take part in a round
     parameters: int
     others: tuple[int, ...] = ()  # sizes of clients that may pay more than the smallest
+    gradients: int = 1  # on each batch, which are released together
 
     def of_size(self, m: int) -> Plan:
         """The plan as it is to a client of m examples."""

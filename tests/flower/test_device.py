@@ -125,6 +125,12 @@ def test_a_device_draws_its_own_noise_in_the_right_scale() -> None:
     noise = rows - answer(clean, 2, state, {"x": fed.x0}, 0)[1]
     assert abs(float(noise.std()) / (0.3 * 2 * 0.3) - 1) < 0.02  # multiplier times sensitivity 2 tau
     derived = DeviceFederation(e, Agreement(client=2), secret=5, derived=True)
+    keys = fed.keys.of("client", 0, np.array([2]))
+    ours, again, address = (each.uniform(keys, 0, 5000) for each in (fed, fed, derived))
+    assert torch.equal(address, Federation(e).uniform(keys, 0, 5000))
+    assert not torch.equal(ours, again)
+    assert ours.shape == (1, 5000)
+    assert kstest(ours[0].numpy(), "uniform").pvalue > 1e-4
     assert torch.equal(
         answer(derived, 2, state, {"x": fed.x0}, 0)[1], answer(Federation(e), 2, state, {"x": fed.x0}, 0)[1]
     )

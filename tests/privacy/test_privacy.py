@@ -333,7 +333,7 @@ class Greedy(FedSGD):
 
 @pytest.mark.parametrize("engine", ["loop", "vector"])
 def test_a_gradient_that_the_ledger_does_not_count_is_refused(engine):
-    with pytest.raises(Invalid, match="asks for gradient 2 of a round, its `steps` says 1"):
+    with pytest.raises(Invalid, match="asks for gradient 2 on batch 1 of a round, its `steps` says 1"):
         run(clipping(CLIPS["by layer"], method=Greedy(lr=0.1)), engine=engine)
 
 

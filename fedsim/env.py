@@ -1,0 +1,71 @@
+"""What a client and the server have at hand alike: what was told, the layout, random numbers; one's own and common."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from torch import Tensor
+
+from fedsim.check import Invalid
+from fedsim.federation import Federation, Ids
+from fedsim.keys import SHARED, uniform
+from fedsim.types import Batch, State
+
+HERE = np.array([SHARED])
+
+
+class Draws:
+    """Numbers in [0, 1) of some clients in a round, (k, count): each call goes on where the last one ended."""
+
+    def __init__(self, fed: Federation, purpose: str, round: int, ids: Ids) -> None:
+        self.fed, self.keys, self.at = fed, fed.keys.of(purpose, round, ids), 0
+
+    def own(self, count: int) -> Tensor:
+        """Of their own: on a device from its entropy."""
+        self.at += count
+        return self.fed.uniform(self.keys, self.at - count, count)
+
+    def common(self, count: int) -> Tensor:
+        """(count,), which all who know the experiment can draw."""
+        self.at += count
+        return uniform(self.keys, self.at - count, count, self.fed.device)[0]
+
+
+class AtClients:
+    """What the `Env` of one client and that of many have in common."""
+
+    def __init__(self, fed: Federation, ids: Ids, round: int, told: State) -> None:
+        self.fed, self.ids, self.round, self.told = fed, ids, round, told
+        self.x, self.layout = told[fed.experiment.method.sends], fed.layout.trained
+        self.calls = Counter[int]()  # gradients on each of the round's batches
+        self.draws = Draws(fed, "client", round, ids)
+        self.common = Draws(fed, "common", round, HERE).common
+
+    def call(self, batch: Batch) -> int:
+        """The number of one more gradient of the round; raises `Invalid` where no ledger counts it."""
+        method, before = self.fed.experiment.method, self.calls[batch.step]
+        if self.fed.example_privacy and (before >= method.gradients or batch.step >= method.steps):
+            raise Invalid(
+                f"{type(method).__name__} asks for gradient {before + 1} on batch {batch.step + 1} of a round, its "
+                f"`steps` says {method.steps} and its `gradients` {method.gradients}: the ledger would not count it"
+            )
+        self.calls[batch.step] += 1
+        return batch.step * method.gradients + before
+
+    def unaccounted(self, what: str) -> None:
+        """Raise `Invalid` where privacy is example-level, which no ledger counts this for."""
+        if self.fed.example_privacy:
+            raise Invalid(
+                f"{type(self.fed.experiment.method).__name__}: env.{what} tells of examples what is neither clipped "
+                "nor noised; allowed with ExampleDP is env.grad"
+            )
+
+
+class AtServer:
+    """The `ServerEnv` of a round."""
+
+    def __init__(self, fed: Federation, round: int) -> None:
+        self.round, self.layout = round, fed.layout.trained
+        self.common = Draws(fed, "common", round, HERE).common
+        self.uniform = Draws(fed, "server", round, HERE).common
