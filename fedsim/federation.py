@@ -18,11 +18,12 @@ from fedsim.layout import Layout
 from fedsim.machine.mapped import Space
 from fedsim.machine.normal import normal_
 from fedsim.machine.threads import each, one_thread
+from fedsim.method import Method
 from fedsim.privacy import CLIP, ExampleDP, MessageDP, Privacy, Quantile
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.plan import Plan, histories
 from fedsim.spec import Experiment
-from fedsim.types import Batch, Dataset, Examples, Inputs, Method, Split, State, on_inputs, single
+from fedsim.types import Batch, Dataset, Examples, Inputs, Split, State, on_inputs, single
 
 Ids = NDArray[np.int64]
 

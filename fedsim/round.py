@@ -17,7 +17,8 @@ from fedsim.gradients import one_client, one_hvp, one_loss
 from fedsim.layout import clip_
 from fedsim.machine.threads import one_thread
 from fedsim.mechanism import Mechanism
-from fedsim.types import Batch, Method, State, Target, View
+from fedsim.method import Method
+from fedsim.types import Batch, State, Target, View
 
 
 class Client(AtClients):

@@ -14,9 +14,10 @@ import tomli_w
 from fedsim.batches import Batches, Full
 from fedsim.check import Component, Count, Invalid, Natural
 from fedsim.config.codec import decode, encode, read_toml
+from fedsim.method import Method
 from fedsim.privacy import Privacy
 from fedsim.task import Task
-from fedsim.types import Attack, Knowledge, Method, Rule, Split
+from fedsim.types import Attack, Knowledge, Rule, Split
 
 __all__ = ["Experiment"]
 

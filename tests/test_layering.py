@@ -15,7 +15,15 @@ FOLDERS = ("strategies", "attacks", "datasets", "experiments")
 
 # Modules by prefix -> prefixes that they may import from fedsim; the first row that fits decides.
 MACHINE = ("fedsim.check", "fedsim.machine")
-NOUNS = (*MACHINE, "fedsim.types", "fedsim.losses", "fedsim.keys", "fedsim.layout", "fedsim.schedule")
+NOUNS = (
+    *MACHINE,
+    "fedsim.types",
+    "fedsim.method",
+    "fedsim.losses",
+    "fedsim.keys",
+    "fedsim.layout",
+    "fedsim.schedule",
+)
 PARTS = (*NOUNS, "fedsim.accounting", "fedsim.batches", "fedsim.config", "fedsim.gradients", "fedsim.models")
 CORE = (*PARTS, "fedsim.privacy", "fedsim.task", "fedsim.spec")
 RUNTIME = (

@@ -16,7 +16,7 @@ from fedsim.check import Component, Invalid, nearest
 KINDS = {
     "rules": ("fedsim.strategies", "fedsim.types:Rule"),
     "mixers": ("fedsim.strategies", "fedsim.types:Mixer"),
-    "methods": ("fedsim.strategies", "fedsim.types:Method"),
+    "methods": ("fedsim.strategies", "fedsim.method:Method"),
     "attacks": ("fedsim.attacks", "fedsim.types:Attack"),
     "splits": ("fedsim.datasets.split", "fedsim.types:Split"),
     "datasets": ("fedsim.datasets.load", "fedsim.types:Data"),

@@ -16,8 +16,9 @@ from fedsim.gradients.batched import Route
 from fedsim.layout import LARGE, clip_, clip_factor
 from fedsim.machine.threads import each, one_thread
 from fedsim.mechanism import Mechanism
+from fedsim.method import Method
 from fedsim.round import Messages
-from fedsim.types import Batch, Method, State
+from fedsim.types import Batch, State
 
 CACHED = 2**20  # numbers in a group's rows on a CPU: small enough for the caches, large enough for Python
 ALONE = 2**24  # products of an example and a parameter: so many are the work of one thread
@@ -203,8 +204,8 @@ def _sum(fed: Federation, states: State, told: State, round: int, ids: Ids) -> t
 
 
 def _added(fed: Federation, work: Callable[[slice], Tensor], shares: list[slice]) -> Tensor:
-    """The sum (1, d) of what `work` gives for each share, as it comes, in order."""
-    total = torch.zeros_like(fed.x0)[None]
+    """The sum (1, width) of what `work` gives for each share, as it comes, in order."""
+    total = fed.x0.new_zeros(1, fed.width)
     for sent in each(work, shares, fed.device):
         total += sent
     return total

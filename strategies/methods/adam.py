@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedsim.check import Momentum, NonNegative
+from fedsim.method import Env
 from fedsim.strategies.methods.sgd import FedSGD
-from fedsim.types import Batch, Env, State
+from fedsim.types import Batch, State
 
 
 @dataclass(frozen=True)

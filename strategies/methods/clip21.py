@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fedsim.check import ClipNorm, Share
 from fedsim.layout import clip_
+from fedsim.method import Env, Method, ServerEnv
 from fedsim.schedule import Rate, rate
-from fedsim.types import Batch, Env, Method, ServerEnv, State
+from fedsim.types import Batch, State
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fedsim.check import ClipNorm, Share
+from fedsim.method import Env
 from fedsim.strategies.methods.sgd import FedSGD
-from fedsim.types import Batch, Env, State
+from fedsim.types import Batch, State
 
 
 @dataclass(frozen=True)

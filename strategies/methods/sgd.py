@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fedsim.check import ClipNorm, Count, Momentum
 from fedsim.layout import clip_
+from fedsim.method import Env, Method, ServerEnv
 from fedsim.schedule import Rate, rate
-from fedsim.types import Batch, Env, Method, ServerEnv, State
+from fedsim.types import Batch, State
 
 
 @dataclass(frozen=True)

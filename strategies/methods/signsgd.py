@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fedsim.check import Momentum, NonNegative
+from fedsim.method import Env, Method, ServerEnv
 from fedsim.schedule import Rate, rate
-from fedsim.types import Batch, Env, Method, ServerEnv, State
+from fedsim.types import Batch, State
 
 
 @dataclass(frozen=True)

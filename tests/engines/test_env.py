@@ -23,6 +23,7 @@ from fedsim.gradients.layerwise import Layerwise
 from fedsim.keys import Keys, uniform
 from fedsim.layout import Layout, flatten
 from fedsim.losses import CROSS_ENTROPY, Squared
+from fedsim.method import Env, Method, ServerEnv
 from fedsim.models import MLP
 from fedsim.privacy import ExampleDP, MessageDP
 from fedsim.round import Server
@@ -30,7 +31,7 @@ from fedsim.runner import Result, run
 from fedsim.spec import Experiment
 from fedsim.strategies import FedSGD, Mean, Median
 from fedsim.task import Task
-from fedsim.types import Batch, Env, Method, Model, ServerEnv, State
+from fedsim.types import Batch, Model, State
 
 
 # ---------------------------------------------------------------- random numbers

@@ -17,6 +17,7 @@ from fedsim.datasets.split import Dirichlet
 from fedsim.engines.vector import _sum
 from fedsim.federation import Federation, Ids
 from fedsim.gradients import one_client
+from fedsim.method import Method
 from fedsim.models import MLP
 from fedsim.privacy import ExampleDP, MessageDP, Privacy, Quantile
 from fedsim.round import Messages, Server, attempt, finish
@@ -47,7 +48,7 @@ from fedsim.strategies import (
     TrimmedMean,
 )
 from fedsim.task import Task
-from fedsim.types import Attack, Batch, Method, Rule, State
+from fedsim.types import Attack, Batch, Rule, State
 
 ROBUST = Chain(NNM(), Median())
 EXAMPLE, MESSAGE = ExampleDP(clip=0.5, noise=0.3, delta=1e-4), MessageDP(noise=0.3, delta=1e-4)

@@ -20,13 +20,14 @@ from fedsim.gradients import Clip, one_client
 from fedsim.gradients.fallback import Loop, Vmap
 from fedsim.gradients.layerwise import Layerwise
 from fedsim.layout import Layout, flatten, parameters
+from fedsim.method import Method
 from fedsim.models import CNN, MLP
 from fedsim.privacy import ExampleDP, MessageDP, Privacy
 from fedsim.runner import run
 from fedsim.spec import Experiment
 from fedsim.strategies import NNM, ByzClip21SGD2M, Chain, FedAvg, HeavyBall, Mean, Median, MoNNA
 from fedsim.task import Task
-from fedsim.types import Batch, Method, Model, Rule
+from fedsim.types import Batch, Model, Rule
 
 
 class Own(nn.Module):

@@ -22,13 +22,14 @@ from fedsim.gradients.fallback import Loop, Vmap
 from fedsim.gradients.layerwise import Layerwise
 from fedsim.layout import flatten
 from fedsim.losses import Binary, CrossEntropy, Huber, Squared
+from fedsim.method import Method
 from fedsim.models import MLP, Logistic
 from fedsim.privacy import ExampleDP, MessageDP, Privacy
 from fedsim.runner import run
 from fedsim.spec import Experiment
 from fedsim.strategies import NNM, ByzClip21SGD2M, Chain, FedAvg, FedSGD, Mean, Median
 from fedsim.task import Task
-from fedsim.types import Batch, Data, Dataset, Examples, Loss, Method, Model, Rule
+from fedsim.types import Batch, Data, Dataset, Examples, Loss, Model, Rule
 
 
 # ---------------------------------------------------------------- the numbers

@@ -20,6 +20,7 @@ from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import IID
 from fedsim.engines import loop
 from fedsim.federation import Federation
+from fedsim.method import Method
 from fedsim.models import Logistic
 from fedsim.privacy import MessageDP
 from fedsim.round import Server, finish
@@ -46,7 +47,6 @@ from fedsim.strategies import (
     Signum,
 )
 from fedsim.task import Task
-from fedsim.types import Method
 
 Array = NDArray[np.float64]
 
