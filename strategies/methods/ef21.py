@@ -1,0 +1,192 @@
+"""Error feedback: clients send compressed differences to what the server already holds of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from math import inf, isfinite
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedsim.check import ClipNorm, Component, NonNegative
+from fedsim.layout import Layout, clip_, norms
+from fedsim.messages import All, Compressor, TopK
+from fedsim.method import Env, Method, ServerEnv
+from fedsim.schedule import Rate, rate
+from fedsim.strategies.methods.estimators import Estimator, Polyak
+from fedsim.types import Batch, State
+
+
+# ---------------------------------------------------------------- how the server moves
+class Move(Component):
+    """x <- x - move(g), from the aggregate g."""
+
+    @abstractmethod
+    def move(self, g: Tensor, layout: Layout, round: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Plain(Move):
+    """lr g."""
+
+    lr: Rate = 0.1
+
+    def move(self, g: Tensor, layout: Layout, round: int) -> Tensor:
+        return rate(self.lr, round) * g
+
+
+@dataclass(frozen=True)
+class Normalized(Move):
+    """lr (t + 1)^-power g / ||g|| (arXiv:2511.14501): the length of a step does not hang on that of the gradient.
+
+    by_layer  each parameter by its own norm, as in the authors' code
+    """
+
+    lr: Rate = 0.1
+    power: NonNegative = 0.0
+    by_layer: bool = False
+
+    def move(self, g: Tensor, layout: Layout, round: int) -> Tensor:
+        step = rate(self.lr, round) * (round + 1) ** -self.power
+        if self.by_layer:
+            return step * torch.cat([_unit(part) for part in g.split(layout.sizes, -1)], -1)
+        return step * _unit(g)
+
+
+def _unit(g: Tensor) -> Tensor:
+    """g / ||g||, 0 where g is."""
+    norm = norms(g).unsqueeze(-1)
+    return torch.where(norm > 0, g / norm, 0)
+
+
+# ---------------------------------------------------------------- the methods
+@dataclass(frozen=True)
+class EF21(Method):
+    """EF21 (arXiv:2106.05203) with any estimator, compressor and step; the rule sees each client's memory.
+
+    client  v_i <- estimator;  c_i = C(clip_tau(v_i - g_i) + noise);  g_i <- g_i + c_i;  sends c_i
+    server  g_i <- g_i + c_i;  x <- x - move(RAgg(g_1 .. g_n))
+    With Polyak momentum this is EF21-SGDM (arXiv:2305.15155), behind a robust rule Byz-EF21-SGDM; with a decaying
+    estimator and a normalized step ||EF21-..|| (arXiv:2511.14501). g_i starts at 0; there the sources send g_i whole.
+    down  EF21-P: clients hold w in place of x, and the server broadcasts D(x - w), w <- w + D(x - w)
+    """
+
+    server_memory: ClassVar[bool] = True
+
+    estimator: Estimator = Polyak()
+    up: Compressor = TopK(0.1)
+    move: Move = Plain()
+    down: Compressor | None = None
+    tau: ClipNorm = inf
+
+    @property
+    def gradients(self) -> int:
+        return self.estimator.gradients
+
+    @property
+    def uplink(self) -> Compressor:
+        return self.up
+
+    @property
+    def downlink(self) -> Compressor | None:
+        return self.down
+
+    @property
+    def sends(self) -> str:  # type: ignore[override]
+        return "x" if self.down is None else "w"
+
+    @property
+    def message_bound(self) -> float | None:
+        return self.tau if isfinite(self.tau) else None
+
+    def client_init(self, x: Tensor) -> State:
+        return self.estimator.init(x) | {"g": torch.zeros_like(x)}
+
+    def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
+        mine, v = self.estimator.estimate(state, x, batch, env)
+        c = env.compress(env.noisy(clip_(v - state["g"], self.tau)))
+        return {**mine, "g": state["g"] + c}, c
+
+    def server_init(self, x: Tensor, n: int) -> State:
+        state = {"x": x, "g": x.new_zeros(n, x.numel())}
+        return state if self.down is None else {**state, "w": x}
+
+    def receive(
+        self, state: State, rows: Tensor, ids: Tensor, *, out: Tensor | None = None
+    ) -> tuple[State, Tensor]:
+        g = state["g"].index_add(0, ids, rows)
+        return {**state, "g": g}, g
+
+    def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
+        x = state["x"] - self.move.move(aggregate, env.layout, env.round)
+        if self.down is None:
+            return {**state, "x": x}
+        return {**state, "x": x, "w": state["w"] + env.compress(self.down, x - state["w"])}
+
+
+@dataclass(frozen=True)
+class EF14(Method):
+    """Error feedback of 2014 (arXiv:1901.09847): what was not sent is added to the next message.
+
+    client  p_i = e_i + lr grad f_i(x);  sends C(p_i);  e_i <- p_i - C(p_i)
+    server  x <- x - RAgg(messages)
+    """
+
+    lr: Rate = 0.1
+    up: Compressor = TopK(0.1)
+
+    @property
+    def uplink(self) -> Compressor:
+        return self.up
+
+    def client_init(self, x: Tensor) -> State:
+        return {"e": torch.zeros_like(x)}
+
+    def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
+        p = state["e"] + rate(self.lr, env.round) * env.first_gradient()
+        c = env.compress(p)
+        return {"e": p - c}, c
+
+    def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
+        return {**state, "x": state["x"] - aggregate}
+
+
+@dataclass(frozen=True)
+class DIANA(Method):
+    """DIANA (arXiv:1901.09269): unbiased compression of differences to a shift that follows the gradient.
+
+    client  c_i = Q(grad f_i(x) - h_i);  h_i <- h_i + shift c_i;  sends c_i
+    server  g_i = h_i + c_i, what the rule sees;  h_i <- h_i + shift c_i;  x <- x - lr RAgg(g_1 .. g_n)
+    An absent client's g_i is its h_i. Theory: shift = 1 / (1 + omega).
+    """
+
+    server_memory: ClassVar[bool] = True
+
+    lr: Rate = 0.1
+    up: Compressor = All()
+    shift: NonNegative = 0.5
+
+    @property
+    def uplink(self) -> Compressor:
+        return self.up
+
+    def client_init(self, x: Tensor) -> State:
+        return {"h": torch.zeros_like(x)}
+
+    def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
+        c = env.compress(env.first_gradient() - state["h"])
+        return {"h": state["h"] + self.shift * c}, c
+
+    def server_init(self, x: Tensor, n: int) -> State:
+        return {"x": x, "h": x.new_zeros(n, x.numel())}
+
+    def receive(
+        self, state: State, rows: Tensor, ids: Tensor, *, out: Tensor | None = None
+    ) -> tuple[State, Tensor]:
+        seen = state["h"].index_add(0, ids, rows)
+        return {**state, "h": state["h"].index_add(0, ids, rows, alpha=self.shift)}, seen
+
+    def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
+        return {**state, "x": state["x"] - rate(self.lr, env.round) * aggregate}

@@ -1,0 +1,145 @@
+"""What a client makes of its gradients before it sends anything: momentum, plain or with variance reduction.
+
+eta_t is the weight of the new gradient in round t: constant, or (2 / (t + 2))^power; 1 in a client's first round.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedsim.check import Component, NonNegative, Share
+from fedsim.method import Env
+from fedsim.types import Batch, State
+
+
+@dataclass(frozen=True)
+class Decay(Component):
+    """eta_t = (2 / (t + 2))^power, 1 at t = 0 (arXiv:2511.14501)."""
+
+    power: NonNegative = 0.5
+
+
+Weight = Share | Decay
+
+
+def weight(eta: float | Decay, round: int) -> float:
+    """eta_t, the weight of the new gradient in a round."""
+    return (2 / (round + 2)) ** eta.power if isinstance(eta, Decay) else eta
+
+
+class Estimator(Component):
+    """v_t from the gradients of round t; `gradients` of them on one batch.
+
+        state, v = MVR().estimate(state, x, batch, env)
+    """
+
+    gradients: ClassVar[int] = 1
+
+    def init(self, x: Tensor) -> State:
+        """What a client keeps for it, before its first round."""
+        return {}
+
+    @abstractmethod
+    def estimate(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
+        """The new state, and v (d,) or (n, d)."""
+
+
+@dataclass(frozen=True)
+class LastGradient(Estimator):
+    """v = grad f_i(x): no momentum, as in EF21 (arXiv:2106.05203)."""
+
+    def estimate(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
+        return {}, env.first_gradient()
+
+
+@dataclass(frozen=True)
+class Polyak(Estimator):
+    """v <- (1 - eta) v + eta grad f_i(x): heavy ball, as in EF21-SGDM (arXiv:2305.15155), from v = 0."""
+
+    eta: Weight = 0.1
+
+    def init(self, x: Tensor) -> State:
+        return {"v": torch.zeros_like(x)}
+
+    def estimate(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
+        v = torch.lerp(state["v"], env.first_gradient(), weight(self.eta, env.round))
+        return {"v": v}, v
+
+
+class _WithModel(Estimator):
+    """An estimator that also keeps the model of its last round; a client's first v is its gradient."""
+
+    def init(self, x: Tensor) -> State:
+        return {"v": torch.zeros_like(x), "before": x.clone(), "begun": x.new_zeros(1)}
+
+    def estimate(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
+        # eta = 1 at first: v is then the gradient, whatever v and `before` hold
+        eta = torch.where(state["begun"] > 0, weight(self.weight, env.round), 1.0)
+        v = self.next(state["v"], state["before"], eta, x, batch, env)
+        return {"v": v, "before": x.expand(v.shape), "begun": torch.ones_like(state["begun"])}, v
+
+    @property
+    @abstractmethod
+    def weight(self) -> float | Decay:
+        """eta_t."""
+
+    @abstractmethod
+    def next(self, v: Tensor, before: Tensor, eta: Tensor, x: Tensor, batch: Batch, env: Env) -> Tensor:
+        """The new v, with eta (1,) or (n, 1)."""
+
+
+@dataclass(frozen=True)
+class IGT(_WithModel):
+    """v <- (1 - eta) v + eta grad f_i(x + (1 - eta) / eta (x - x_before)): implicit gradient transport."""
+
+    eta: Weight = Decay(4 / 7)
+
+    @property
+    def weight(self) -> float | Decay:
+        return self.eta
+
+    def next(self, v: Tensor, before: Tensor, eta: Tensor, x: Tensor, batch: Batch, env: Env) -> Tensor:
+        ahead = x + (1 - eta) / eta * (x - before)
+        return torch.lerp(v, env.grad(ahead, batch), eta)
+
+
+@dataclass(frozen=True)
+class MVR(_WithModel):
+    """v <- grad f_i(x) + (1 - eta) (v - grad f_i(x_before)), both on the new batch: STORM (arXiv:1905.10018)."""
+
+    gradients: ClassVar[int] = 2
+
+    eta: Weight = Decay(2 / 3)
+
+    @property
+    def weight(self) -> float | Decay:
+        return self.eta
+
+    def next(self, v: Tensor, before: Tensor, eta: Tensor, x: Tensor, batch: Batch, env: Env) -> Tensor:
+        return env.first_gradient() + (1 - eta) * (v - env.grad(before, batch))
+
+
+@dataclass(frozen=True)
+class HM(_WithModel):
+    """v <- (1 - eta) (v + H_i(x) (x - x_before)) + eta grad f_i(x), H_i the Hessian on the new batch.
+
+    random  the Hessian at a point drawn between x_before and x: RHM
+    """
+
+    eta: Weight = Decay(2 / 3)
+    random: bool = False
+
+    @property
+    def weight(self) -> float | Decay:
+        return self.eta
+
+    def next(self, v: Tensor, before: Tensor, eta: Tensor, x: Tensor, batch: Batch, env: Env) -> Tensor:
+        moved = x - before
+        at = x - env.uniform(1) * moved if self.random else x
+        gradient = env.first_gradient()
+        return (1 - eta) * (v + env.hvp(at, moved, batch)) + eta * gradient
