@@ -10,6 +10,8 @@ from torch import Tensor
 from fedsim.check import Invalid
 from fedsim.federation import Federation, Ids
 from fedsim.keys import SHARED, uniform
+from fedsim.messages import Compressor
+from fedsim.messages.coders import Uniform
 from fedsim.types import Batch, State
 
 HERE = np.array([SHARED])
@@ -42,6 +44,14 @@ class AtClients:
         self.draws = Draws(fed, "client", round, ids)
         self.common = Draws(fed, "common", round, HERE).common
 
+    @property
+    def uplink(self) -> Compressor:
+        """The method's; raises `Invalid` where it has none."""
+        method = self.fed.experiment.method
+        if method.uplink is None:
+            raise Invalid(f"{type(method).__name__}: env.compress without an `uplink` to compress by")
+        return method.uplink
+
     def call(self, batch: Batch) -> int:
         """The number of one more gradient of the round; raises `Invalid` where no ledger counts it."""
         method, before = self.fed.experiment.method, self.calls[batch.step]
@@ -69,3 +79,22 @@ class AtServer:
         self.round, self.layout = round, fed.layout.trained
         self.common = Draws(fed, "common", round, HERE).common
         self.uniform = Draws(fed, "server", round, HERE).common
+        self.fed = fed
+
+    def compress(self, by: Compressor, message: Tensor) -> Tensor:
+        rounding = Draws(self.fed, "downlink", self.round, HERE).common
+        return by(message, self.layout, rounding, places(self.fed, self.round))
+
+
+def places(fed: Federation, round: int) -> Uniform:
+    """Numbers that sender and receiver of a round's messages both know, from their start."""
+    return Draws(fed, "places", round, HERE).common
+
+
+def as_read(fed: Federation, rows: Tensor, round: int) -> Tensor:
+    """What the server reads of forged messages (f, d): an attacker, too, can send only what the wire carries."""
+    by = fed.experiment.method.uplink
+    if by is None or not len(rows):
+        return rows
+    senders = np.arange(fed.experiment.clients, fed.experiment.clients + len(rows))
+    return by(rows, fed.layout.trained, Draws(fed, "forged", round, senders).own, places(fed, round))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import torch
@@ -81,6 +82,17 @@ class Federation:
         method, own = self.experiment.method, type(self.experiment.method).receive is not Method.receive
         aside = method.peer or method.server_memory or self.experiment.byzantine
         return self.experiment.rule.averages and not aside and (method.linear or not own)
+
+    def bits(self, rounds: int) -> dict[str, int]:
+        """Bits that a client sends and is sent in so many rounds in which it takes part, headers aside."""
+        method = self.experiment.method
+        up, down, layout = method.uplink, method.downlink, self.layout.trained
+        told = 32 * sum(prod(shape) for shape in self.told_shapes.values())
+        sent = method.bits * self.width if up is None else up.bits(layout)
+        return {
+            "uplink_bits": rounds * sent,
+            "downlink_bits": rounds * (told if down is None else down.bits(layout)),
+        }
 
     @property
     def told_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from fedsim.check import Component
 from fedsim.layout import Layout
+from fedsim.messages import Compressor
 from fedsim.types import Batch, State
 
 
@@ -63,6 +64,10 @@ class Env(Protocol):
         """Numbers in [0, 1), (count,), the same for all clients of a round and for the server."""
         ...
 
+    def compress(self, message: Tensor) -> Tensor:
+        """The message as the server will read it: through the method's `uplink`, once a round."""
+        ...
+
     def buffer(self, name: str) -> Tensor | None:
         """Where the new state `name` may be written, as `out=` of the operation that makes it; None: anywhere."""
         ...
@@ -80,6 +85,10 @@ class ServerEnv(Protocol):
 
     def common(self, count: int) -> Tensor:
         """The same numbers (count,) that every client of the round drew as `common`."""
+        ...
+
+    def compress(self, by: Compressor, message: Tensor) -> Tensor:
+        """C(message) (d,), with random numbers of the server's own."""
         ...
 
 
@@ -114,6 +123,16 @@ class Method(Component):
     def width(self, layout: Layout) -> int:
         """Numbers in a message; `layout` has the blocks of x."""
         return layout.width
+
+    @property
+    def uplink(self) -> Compressor | None:
+        """How messages are compressed, by `env.compress`; None: they travel as they are."""
+        return None
+
+    @property
+    def downlink(self) -> Compressor | None:
+        """How what the server broadcasts is compressed; None: it travels as it is."""
+        return None
 
     @property
     def message_bound(self) -> float | None:

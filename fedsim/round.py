@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from fedsim.check import Invalid
-from fedsim.env import AtClients, AtServer
+from fedsim.env import AtClients, AtServer, Draws, as_read, places
 from fedsim.federation import Federation, Ids
 from fedsim.gradients import one_client, one_hvp, one_loss
 from fedsim.layout import clip_
 from fedsim.machine.threads import one_thread
 from fedsim.mechanism import Mechanism
+from fedsim.messages.payload import Payload
 from fedsim.method import Method
 from fedsim.types import Batch, State, Target, View
 
@@ -28,6 +29,7 @@ class Client(AtClients):
         super().__init__(fed, np.array([client]), round, told)
         self.batch = fed.batch(round, self.ids).part(0)
         self.mechanism = Mechanism.of(fed, self.ids, round, state)
+        self.payload: Payload | None = None  # of the message, where it was compressed
 
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
         clip = self.mechanism.clip() if self.mechanism else None
@@ -55,6 +57,15 @@ class Client(AtClients):
     def uniform(self, count: int) -> Tensor:
         return self.draws.own(count)[0]
 
+    def compress(self, message: Tensor) -> Tensor:
+        draws = Draws(self.fed, "uplink", self.round, self.ids)
+
+        def rounding(count: int) -> Tensor:
+            return draws.own(count)[0]
+
+        self.payload = self.uplink.encode(message, self.layout, rounding, places(self.fed, self.round))
+        return self.uplink.decode(self.payload, self.layout, places(self.fed, self.round)).to(message.device)
+
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
             return message
@@ -64,9 +75,18 @@ class Client(AtClients):
         return None
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A client's new state, and its message (d,) as the server reads it; where that is compressed, what travels."""
+
+    state: State
+    message: Tensor
+    payload: Payload | None
+
+
 @one_thread()
-def answer(fed: Federation, client: int, state: State, told: State, round: int) -> tuple[State, Tensor]:
-    """A client's new state and its message (d,), from its state, what the server broadcast and the round."""
+def answer(fed: Federation, client: int, state: State, told: State, round: int) -> Answer:
+    """What a client makes of its state, of what the server broadcast and of the round."""
     env = Client(fed, client, round, state, told)
     state, message = fed.experiment.method.client_step(state, env.x, env.batch, env)
     if message.shape != (fed.width,):
@@ -74,7 +94,11 @@ def answer(fed: Federation, client: int, state: State, told: State, round: int) 
             f"{type(fed.experiment.method).__name__}: a message of shape {tuple(message.shape)}, its `width` says "
             f"({fed.width},)"
         )
-    return state | (env.mechanism.kept if env.mechanism else {}), message
+    if fed.experiment.method.uplink is not None and env.payload is None:
+        raise Invalid(
+            f"{type(fed.experiment.method).__name__}: has an `uplink`, and sends without env.compress"
+        )
+    return Answer(state | (env.mechanism.kept if env.mechanism else {}), message, env.payload)
 
 
 @dataclass(frozen=True)
@@ -144,7 +168,9 @@ class Stage:
 def finish(fed: Federation, server: Server, messages: Messages, ids: Ids, round: int) -> tuple[Server, Seen]:
     """Forge, aggregate, step. `ids` take part, in order; the messages are of those of them that compute."""
     experiment, method = fed.experiment, fed.experiment.method
-    stage = (_in_memory if experiment.attacked == "memory" else _in_messages)(fed, server, messages, ids)
+    stage = (_in_memory if experiment.attacked == "memory" else _in_messages)(
+        fed, server, messages, ids, round
+    )
     f = 0 if messages.mean_only else experiment.f_round  # of one row, the mean of all, none may be Byzantine
     honest = experiment.honest if method.server_memory else len(ids) - stage.f
     topology = _topology(fed, ids, round)
@@ -229,7 +255,7 @@ def _topology(fed: Federation, ids: Ids, round: int) -> Tensor | None:
     return method.topology(len(ids), honest, experiment.f_round, fed.keys.generator("received", round))
 
 
-def _in_messages(fed: Federation, server: Server, messages: Messages, ids: Ids) -> Stage:
+def _in_messages(fed: Federation, server: Server, messages: Messages, ids: Ids, round: int) -> Stage:
     """Byzantine clients send forged messages."""
     rows, h = messages.rows, int((ids < fed.experiment.honest).sum())
     honest, own = rows[:h], rows[h:]
@@ -238,18 +264,18 @@ def _in_messages(fed: Federation, server: Server, messages: Messages, ids: Ids) 
     def receive(sent: Tensor) -> tuple[State, Tensor]:  # of rows that are nobody else's
         return fed.experiment.method.receive(server.state, sent, senders, out=sent)
 
-    def join(forged: Tensor) -> tuple[State, Tensor]:
-        return receive(torch.cat([honest, forged]))
+    def join(sent: Tensor) -> tuple[State, Tensor]:
+        return receive(torch.cat([honest, sent if sent is own else as_read(fed, sent, round)]))
 
-    def last(forged: Tensor) -> tuple[State, Tensor]:
-        return receive(rows if forged is own else messages.with_forged(forged, h))
+    def last(sent: Tensor) -> tuple[State, Tensor]:
+        return receive(rows if sent is own else messages.with_forged(as_read(fed, sent, round), h))
 
     return Stage(honest, ids[:h], own, len(ids) - h, join, last)
 
 
-def _in_memory(fed: Federation, server: Server, messages: Messages, ids: Ids) -> Stage:
+def _in_memory(fed: Federation, server: Server, messages: Messages, ids: Ids, round: int) -> Stage:
     """Byzantine clients write the rows that the rule sees, whatever the server does to messages before."""
-    sent, d = _in_messages(fed, server, messages, ids), messages.rows.shape[1]
+    sent, d = _in_messages(fed, server, messages, ids, round), messages.rows.shape[1]
     own = sent.own if len(sent.own) else messages.rows.new_zeros(sent.f, d)
     state, seen = sent.join(own)
     h = fed.experiment.honest if fed.experiment.method.server_memory else len(sent.honest)

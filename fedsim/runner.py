@@ -192,6 +192,7 @@ def _measure(live: Standing, fed: Federation, seen: Seen | None, before: Tensor 
         honest = seen.rows[: seen.honest].mean(0)
         metrics |= {"deviation": float((seen.aggregate - honest).norm()), "honest_norm": float(honest.norm())}
         metrics |= _weights(fed, seen, before, live.round - 1)
+    metrics |= fed.bits(live.round)
     if live.ledger:
         metrics["epsilon"] = live.ledger.epsilon
     return {k: v if isinstance(v, list) or math.isfinite(v) else None for k, v in metrics.items()}

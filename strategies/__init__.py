@@ -4,9 +4,11 @@ from fedsim.strategies.kernels.base import Chain
 from fedsim.strategies.methods.adam import Adam
 from fedsim.strategies.methods.clip21 import ByzClip21SGD2M, ByzClip21SGD2MPlus, Clip21SGD2M
 from fedsim.strategies.methods.dshb import ByzClipSGD, SafeDSHB
+from fedsim.strategies.methods.ef21 import DIANA, EF14, EF21
 from fedsim.strategies.methods.monna import MoNNA
 from fedsim.strategies.methods.sgd import FedAvg, FedSGD, HeavyBall
 from fedsim.strategies.methods.signsgd import SignSGD, Signum
+from fedsim.strategies.methods.votes import SSVRMV, DVRSign, StochasticVote
 from fedsim.strategies.rules.coordinate import MeanAroundMedian, Median, Phocas, TrimmedMean
 from fedsim.strategies.rules.diameter import MDA
 from fedsim.strategies.rules.geometric import RFA, CenteredClipping, GeometricMedian
@@ -22,11 +24,15 @@ __all__ = [
     "ARC",
     "CAF",
     "CGE",
+    "DIANA",
+    "EF14",
+    "EF21",
     "MDA",
     "NNA",
     "NNM",
     "RFA",
     "SMEA",
+    "SSVRMV",
     "Adam",
     "Bucketing",
     "Bulyan",
@@ -37,6 +43,7 @@ __all__ = [
     "Chain",
     "Clip21SGD2M",
     "Clipping",
+    "DVRSign",
     "FLTrust",
     "FedAvg",
     "FedSGD",
@@ -55,5 +62,6 @@ __all__ = [
     "SafeDSHB",
     "SignSGD",
     "Signum",
+    "StochasticVote",
     "TrimmedMean",
 ]

@@ -22,6 +22,7 @@ NOUNS = (
     "fedsim.losses",
     "fedsim.keys",
     "fedsim.layout",
+    "fedsim.messages",
     "fedsim.schedule",
 )
 PARTS = (*NOUNS, "fedsim.accounting", "fedsim.batches", "fedsim.config", "fedsim.gradients", "fedsim.models")
@@ -49,7 +50,6 @@ ALLOWED = {
     "fedsim.attacks.flower": (*RUNTIME, "fedsim.attacks", "fedsim.flower"),
     "fedsim.attacks": (*NOUNS, "fedsim.attacks"),
     "fedsim.datasets": (*NOUNS, "fedsim.datasets"),
-    "fedsim.messages": (*NOUNS, "fedsim.messages"),
     "fedsim.models": (*NOUNS, "fedsim.models"),
     "fedsim.gradients": (*NOUNS, "fedsim.gradients"),
     **dict.fromkeys(CORE, CORE),

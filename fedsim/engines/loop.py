@@ -21,8 +21,8 @@ def rows(
     for j, client in enumerate(ids.tolist()):
         at = {name: value[client] for name, value in told.items()} if fed.experiment.method.peer else told
         state = {name: value[j] for name, value in states.items()}
-        state, message = answer(fed, client, state, at, round)
-        for name, value in state.items():
+        answered = answer(fed, client, state, at, round)
+        for name, value in answered.state.items():
             after[name][j] = value
-        messages.append(message)
+        messages.append(answered.message)
     return after, Messages(torch.stack(messages))

@@ -9,7 +9,7 @@ from math import ceil, inf, isfinite, log2
 import torch
 from torch import Tensor
 
-from fedsim.env import AtClients
+from fedsim.env import AtClients, Draws, places
 from fedsim.federation import Federation, Ids
 from fedsim.gradients import hvps, losses
 from fedsim.gradients.batched import Route
@@ -57,6 +57,10 @@ class Clients(AtClients):
 
     def uniform(self, count: int) -> Tensor:
         return self.draws.own(count)
+
+    def compress(self, message: Tensor) -> Tensor:
+        rounding = Draws(self.fed, "uplink", self.round, self.ids)
+        return self.uplink(message, self.layout, rounding.own, places(self.fed, self.round))
 
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:

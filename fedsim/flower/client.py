@@ -14,7 +14,7 @@ from fedsim.check import Invalid
 from fedsim.federation import Federation
 from fedsim.flower.memory import Memory, Pending
 from fedsim.flower.order import ARRAYS, OWN_DATA, Order, told_of
-from fedsim.flower.payload import pack
+from fedsim.flower.payload import pack, travelling
 from fedsim.round import answer
 from fedsim.spec import Experiment
 
@@ -52,8 +52,9 @@ def respond(host: Host, message: Message, context: Context) -> Message:
     row = memory.earlier(order.round, question)
     if row is None:
         before = memory.state if memory.state is not None else fed.experiment.method.client_init(fed.x0)
-        after, row = answer(fed, order.client, before, told, order.round)
-        memory = replace(memory, pending=Pending(order.round, question, after, row))
+        answered = answer(fed, order.client, before, told, order.round)
+        row = travelling(fed, answered)
+        memory = replace(memory, pending=Pending(order.round, question, answered.state, row))
         host.keep(order, fed, memory, context)
     metrics = MetricRecord({"client": order.client, "round": order.round, OWN_DATA: int(host.own_data)})
     return Message(RecordDict({ARRAYS: pack(row, order.payload), "metrics": metrics}), reply_to=message)

@@ -12,16 +12,49 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.check import Invalid
+from fedsim.env import places
+from fedsim.federation import Federation
 from fedsim.flower.arrays import decode
+from fedsim.messages.payload import bits
+from fedsim.messages.payload import pack as pack_payload
+from fedsim.messages.payload import unpack as unpack_payload
+from fedsim.round import Answer
 
 Payload = Literal["float32", "float16", "bfloat16"]
+COMPRESSED = "compressed"
+
+
+def travelling(fed: Federation, answer: Answer) -> Tensor:
+    """What a client sends: its message (d,), or where that is compressed the bytes of its payload (k,) uint8."""
+    by = fed.experiment.method.uplink
+    if by is None or answer.payload is None:
+        return answer.message
+    packed = pack_payload(answer.payload, by.fields(fed.layout.trained))
+    return torch.from_numpy(np.frombuffer(packed, np.uint8).copy())
+
+
+def received(fed: Federation, record: ArrayRecord, round: int) -> Tensor:
+    """The message (d,) in a reply; raises `Invalid` where it is none of this method's."""
+    by, layout = fed.experiment.method.uplink, fed.layout.trained
+    if by is None:
+        return unpack(record, fed.width)
+    if set(record) != {COMPRESSED}:
+        raise Invalid(f"message with arrays {sorted(record)[:4]}: must be {COMPRESSED!r} alone")
+    fields = by.fields(layout)
+    packed = decode(record[COMPRESSED], COMPRESSED, ((bits(fields) + 7) // 8,), "u")
+    row = by.decode(unpack_payload(packed.astype(np.uint8).tobytes(), fields), layout, places(fed, round))
+    if not row.isfinite().all():
+        raise Invalid("message with NaN or Inf")
+    return row
 
 
 def pack(row: Tensor, payload: Payload = "float32") -> ArrayRecord:
-    """A message as arrays. Signs, and float32, lose nothing; float16 and bfloat16 round.
+    """A message as arrays. Signs, and float32, lose nothing; float16 and bfloat16 round. Bytes: as they are.
 
     Signs: a bit a coordinate (1 for +1), and where some are exactly 0 a compressed mask of these beside it.
     """
+    if row.dtype == torch.uint8:
+        return ArrayRecord({COMPRESSED: Array(row.numpy())})
     zero = row == 0
     if bool(((row.abs() == 1) | zero).all()):
         record = ArrayRecord({"signs": Array(np.packbits((row > 0).numpy()))})

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedsim.check import Invalid
 from fedsim.federation import Federation, Ids
 from fedsim.flower.order import ARRAYS, OWN_DATA, Order
-from fedsim.flower.payload import Payload, size, unpack
+from fedsim.flower.payload import Payload, received, size
 from fedsim.flower.replies import SetAside, collect
 from fedsim.round import Messages
 from fedsim.types import State
@@ -111,7 +111,7 @@ class Remote:
         def row_of(reply: Message) -> tuple[Tensor, int, bool]:
             record = reply.content.array_records.get(ARRAYS, ArrayRecord())
             said = reply.content.metric_records.get("metrics", MetricRecord())
-            return unpack(record, d), size(record), said.get(OWN_DATA, 1) != 0
+            return received(fed, record, round), size(record), said.get(OWN_DATA, 1) != 0
 
         answers, aside = collect(round, asked, replies, row_of)
         self.set_aside += aside
@@ -121,11 +121,11 @@ class Remote:
         answered = np.array(sorted(rows), np.int64)
         self.answered |= set(rows)
         self.own_data |= {client for client, (_, _, own) in rows.items() if own}
-        received = sum(bytes for _, bytes, _ in rows.values())
-        self.metrics = {"asked": len(ids), "answered": len(rows), "bytes": received}
+        arrived = sum(bytes for _, bytes, _ in rows.values())
+        self.metrics = {"asked": len(ids), "answered": len(rows), "bytes": arrived}
         if self.own_data and fed.example_privacy and not self.derived:  # epsilon depends on how many examples
             self.metrics |= {OWN_DATA: len(self.own_data), "epsilon": None}
-        bits = 8 * received / (d * max(1, len(rows)))
+        bits = 8 * arrived / (d * max(1, len(rows)))
         log(INFO, "round %d: %d of %d answered, %.1f bits a coordinate", round, len(rows), len(ids), bits)
         stacked = torch.stack([rows[i][0] for i in answered.tolist()]) if rows else torch.zeros(0, d)
         return {"accepted": torch.full(answered.shape, round)}, Messages(stacked.to(fed.device)), answered

@@ -123,10 +123,11 @@ class RankK(Compressor):
             if sides is None:
                 parts.append(part)
                 continue
-            u, s, vh = torch.linalg.svd(part.unflatten(-1, sides), full_matrices=False)
+            u, s, vh = torch.linalg.svd(part.double().unflatten(-1, sides), full_matrices=False)
             u, s, vh = u[..., : self.rank], s[..., : self.rank], vh[..., : self.rank, :]
             sign = u.gather(-2, u.abs().argmax(-2, keepdim=True)).sign()
-            parts += [(u * sign * s.unsqueeze(-2)).flatten(-2), (vh * sign.mT).flatten(-2)]
+            both = (u * sign * s.unsqueeze(-2)).flatten(-2), (vh * sign.mT).flatten(-2)
+            parts += [factor.to(v.dtype) for factor in both]
         return torch.cat(parts, -1)
 
     def _product(self, numbers: Tensor, layout: Layout) -> Tensor:

@@ -18,6 +18,8 @@ from fedsim.schedule import Rate, rate
 from fedsim.strategies.methods.estimators import Estimator, Polyak
 from fedsim.types import Batch, State
 
+__all__ = ["Normalized", "Plain"]
+
 
 # ---------------------------------------------------------------- how the server moves
 class Move(Component):
@@ -34,7 +36,7 @@ class Plain(Move):
     lr: Rate = 0.1
 
     def move(self, g: Tensor, layout: Layout, round: int) -> Tensor:
-        return rate(self.lr, round) * g
+        return g * rate(self.lr, round)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Normalized(Move):
     by_layer: bool = False
 
     def move(self, g: Tensor, layout: Layout, round: int) -> Tensor:
-        step = rate(self.lr, round) * (round + 1) ** -self.power
+        step = float(rate(self.lr, round) * (round + 1) ** -self.power)
         if self.by_layer:
             return step * torch.cat([_unit(part) for part in g.split(layout.sizes, -1)], -1)
         return step * _unit(g)

@@ -16,6 +16,8 @@ from fedsim.check import Component, NonNegative, Share
 from fedsim.method import Env
 from fedsim.types import Batch, State
 
+__all__ = ["HM", "IGT", "MVR", "Decay", "LastGradient", "Polyak"]
+
 
 @dataclass(frozen=True)
 class Decay(Component):
@@ -35,7 +37,7 @@ def weight(eta: float | Decay, round: int) -> float:
 class Estimator(Component):
     """v_t from the gradients of round t; `gradients` of them on one batch.
 
-        state, v = MVR().estimate(state, x, batch, env)
+    state, v = MVR().estimate(state, x, batch, env)
     """
 
     gradients: ClassVar[int] = 1

@@ -17,6 +17,7 @@ from fedsim.datasets.split import Dirichlet
 from fedsim.engines.vector import _sum
 from fedsim.federation import Federation, Ids
 from fedsim.gradients import one_client
+from fedsim.messages import All, ByLayer, Natural, RandK, RankK, Signs, TopK
 from fedsim.method import Method
 from fedsim.models import MLP
 from fedsim.privacy import ExampleDP, MessageDP, Privacy, Quantile
@@ -25,8 +26,12 @@ from fedsim.runner import run
 from fedsim.spec import Experiment
 from fedsim.states import States
 from fedsim.strategies import (
+    DIANA,
+    EF14,
+    EF21,
     NNA,
     NNM,
+    SSVRMV,
     Adam,
     Bucketing,
     ByzClip21SGD2M,
@@ -34,6 +39,7 @@ from fedsim.strategies import (
     ByzClipSGD,
     Chain,
     Clip21SGD2M,
+    DVRSign,
     FedAvg,
     FedSGD,
     HeavyBall,
@@ -45,8 +51,11 @@ from fedsim.strategies import (
     SafeDSHB,
     SignSGD,
     Signum,
+    StochasticVote,
     TrimmedMean,
 )
+from fedsim.strategies.methods.ef21 import Normalized
+from fedsim.strategies.methods.estimators import HM, IGT, MVR
 from fedsim.task import Task
 from fedsim.types import Attack, Batch, Rule, State
 
@@ -68,6 +77,21 @@ CASES: dict[str, tuple[Method, Rule, Privacy | None]] = {
     "Signum": (Signum(lr=0.01), MajorityVote(), EXAMPLE),
     "Adam": (Adam(lr=0.01), ROBUST, None),
     "Adam, example": (Adam(lr=0.01), ROBUST, EXAMPLE),
+    "EF21": (EF21(up=TopK(0.3)), ROBUST, None),
+    "EF21, example": (EF21(up=ByLayer(TopK(0.3)), move=Normalized(0.3)), ROBUST, EXAMPLE),
+    "EF21, message": (EF21(up=TopK(0.3, Natural()), tau=0.3), ROBUST, MESSAGE),
+    "EF21, both ways": (
+        EF21(IGT(), RandK(0.5, unbiased=False), Normalized(0.3), down=TopK(0.5)),
+        ROBUST,
+        None,
+    ),
+    "EF21, variance reduced": (EF21(MVR(), RankK(2), Normalized(0.3, by_layer=True)), ROBUST, EXAMPLE),
+    "EF21, Hessian": (EF21(HM(random=True), TopK(0.3)), ROBUST, None),
+    "EF14": (EF14(up=All(Signs())), ROBUST, None),
+    "DIANA": (DIANA(up=All(Natural())), ROBUST, None),
+    "StochasticVote": (StochasticVote(lr=0.01), MajorityVote(), None),
+    "SSVRMV": (SSVRMV(lr=0.01), MajorityVote(), EXAMPLE),
+    "DVRSign": (DVRSign(lr=0.01), Mean(), None),
     "MoNNA": (MoNNA(lr=0.5), NNA(), None),
     "MoNNA, example": (MoNNA(lr=0.5), TrimmedMean(), EXAMPLE),
 }
