@@ -17,7 +17,7 @@ from fedsim.gradients import ClientGradients, require_certain
 from fedsim.keys import SHARED, Keys, torch_seed, uniform
 from fedsim.layout import Layout
 from fedsim.machine.mapped import Space
-from fedsim.machine.normal import normal_
+from fedsim.machine.normal import BLOCK, normal_, whole
 from fedsim.machine.threads import each, one_thread
 from fedsim.method import Method
 from fedsim.privacy import CLIP, ExampleDP, MessageDP, Privacy, Quantile
@@ -174,19 +174,24 @@ class Federation:
         at = round * self.experiment.method.steps * self.experiment.method.gradients + call
         keys, deviation = self.keys.of(f"{purpose}/0", at, ids), deviations.tolist()
         out = torch.empty_like(rows) if out is None else out
-        size = max(2, 2**17 // rows.shape[1])  # not by the number of threads: sums would differ
+        d = rows.shape[1]
+        size = max(2, 2**17 // d)  # not by the number of threads: sums would differ
         pieces = [slice(start, start + size) for start in range(0, len(ids), size)]
 
+        def drawn(part: slice) -> Iterator[Tensor]:
+            z = rows.new_empty(max(1, BLOCK // whole(d)), whole(d))  # stays in the cache
+            for some in np.array_split(keys[part], range(len(z), len(keys[part]), len(z))):
+                yield from self.normal(z[: len(some)], some)[:, :d]
+
         def total(part: slice) -> Tensor:
-            z, noise = torch.empty_like(rows[0]), torch.zeros_like(rows[0])  # stay in the cache
-            for key, by in zip(keys[part], deviation[part], strict=True):
-                noise.add_(self.normal(z, key), alpha=by)
+            noise = torch.zeros_like(rows[0])
+            for z, by in zip(drawn(part), deviation[part], strict=True):
+                noise.add_(z, alpha=by)
             return noise
 
         def add(part: slice) -> None:
-            z = torch.empty_like(rows[0])
-            for row, key, by, to in zip(rows[part], keys[part], deviation[part], out[part], strict=True):
-                torch.add(row, self.normal(z, key), alpha=by, out=to)
+            for row, z, by, to in zip(rows[part], drawn(part), deviation[part], out[part], strict=True):
+                torch.add(row, z, alpha=by, out=to)
 
         if len(rows) < len(ids):
             noise = torch.zeros_like(rows)
@@ -197,9 +202,9 @@ class Federation:
             pass
         return out
 
-    def normal(self, z: Tensor, key: np.uint64) -> Tensor:
-        """Fill z with standard normal numbers, the stream of a key; on a device drawn from its own entropy."""
-        return normal_(z, torch.Generator(self.device).manual_seed(torch_seed(key)))
+    def normal(self, z: Tensor, keys: NDArray[np.uint64]) -> Tensor:
+        """Fill z (k, w), w = whole(w), with standard normal numbers, of k keys; on a device of its own entropy."""
+        return normal_(z, [torch.Generator(self.device).manual_seed(torch_seed(key)) for key in keys])
 
     def uniform(self, keys: NDArray[np.uint64], start: int, count: int) -> Tensor:
         """Numbers in [0, 1), (k, count), of clients' own; on a device from its own entropy."""

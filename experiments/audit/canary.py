@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.check import Invalid
@@ -59,8 +60,8 @@ class Shadows(Federation):
         chunks = np.split(np.arange(len(coins)), range(size, len(coins), size))
         return np.concatenate([self._watch(ids, coins[ids[0] : ids[-1] + 1], rounds) for ids in chunks])
 
-    def normal(self, z: Tensor, key: np.uint64) -> Tensor:
-        return super().normal(z, key).mul_(self.noise_factor)
+    def normal(self, z: Tensor, keys: NDArray[np.uint64]) -> Tensor:
+        return super().normal(z, keys).mul_(self.noise_factor)
 
     def _deal(self, dataset: Dataset) -> list[Ids]:
         return [self.shard, *(np.zeros(0, np.int64) for _ in range(self.experiment.clients - 1))]

@@ -33,8 +33,8 @@ class DeviceFederation(Federation):
         if not derived:
             self.choice = Keys(secret, experiment.clients)
 
-    def normal(self, z: Tensor, key: np.uint64) -> Tensor:
-        return super().normal(z, key) if self._derived else z.copy_(normal(z.numel()))
+    def normal(self, z: Tensor, keys: NDArray[np.uint64]) -> Tensor:
+        return super().normal(z, keys) if self._derived else z.copy_(normal(z.numel()).view_as(z))
 
     def uniform(self, keys: NDArray[np.uint64], start: int, count: int) -> Tensor:
         return super().uniform(keys, start, count) if self._derived else uniform(count)[None]

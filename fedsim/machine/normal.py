@@ -2,58 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import exp, log, sqrt
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-GROUP = 16  # torch makes numbers j and j + 8 of such a group from one radius and one angle
+GROUP, PARTNER = 16, 8  # torch makes numbers j and j + 8 of such a group from one radius and one angle
 STEPS = 2.0**24  # that radius is sqrt(-2 log u), with u a multiple of 1 / STEPS: 5.77 at the most
-FAR = 80  # u up to so many steps, radii from 4.95 on, are drawn anew within their step
+FAR = 4.949  # radii from here on, those of u up to 80 steps, are drawn anew within their step
 CANDIDATE = np.float32(3.49)  # one number of a pair of such a radius is larger
-BLOCK = 2**15  # numbers looked at a time: they stay in the cache
+BLOCK = 2**15  # numbers made and looked at a time: they stay in the cache
 
 
-def normal_(z: Tensor, generator: Generator) -> Tensor:
-    """Fill z (d,), float32, with standard normal numbers, a function of the generator alone.
+def whole(d: int) -> int:
+    """How many numbers hold d in whole groups: torch makes the last ones in another way where they are no group."""
+    return d if d < GROUP else -(-d // GROUP) * GROUP
+
+
+def normal_(z: Tensor, generators: Sequence[Generator]) -> Tensor:
+    """Fill z (k, w), contiguous, w = whole(w), with standard normal numbers, a row from each of k generators alone.
 
     On a CPU torch's numbers, with tails to 10 deviations: the uniform number u behind a large radius becomes
-    u - V / STEPS, with V uniform in float64, so that the radius has the exact law. On a GPU from 53 bits.
+    u - V / STEPS, with V uniform in float64, so that the radius has the exact law. Fewer than a group torch makes
+    from 53 bits, to 8.5 deviations, and those of a GPU are made so here.
     """
-    if z.device.type != "cpu":
-        return z.copy_(torch.empty_like(z, dtype=torch.float64).normal_(generator=generator))
-    d = len(z)
-    # whole groups: torch makes the last numbers in another way where they are no group
-    whole = z if d % GROUP == 0 else z.new_empty(d + GROUP - d % GROUP)
-    whole.normal_(generator=generator)
-    numbers = whole.numpy()
-    if len(first := _candidates(numbers)):
-        _stretch(numbers, first, generator)
-    return z if whole is z else z.copy_(whole[:d])
+    for row, generator in zip(z, generators, strict=True):
+        if z.device.type == "cpu":
+            row.normal_(generator=generator)
+        else:
+            row.copy_(torch.empty_like(row, dtype=torch.float64).normal_(generator=generator))
+    if z.device.type == "cpu" and z.shape[1] >= GROUP:
+        _stretch(z.view(-1).numpy(), generators)
+    return z
 
 
-def _stretch(numbers: NDArray[np.float32], first: NDArray[np.int64], generator: Generator) -> None:
-    """Draw the far radii among those of the pairs that begin at `first` anew, within their step."""
-    square = numbers[first].astype(np.float64) ** 2 + numbers[first + GROUP // 2].astype(np.float64) ** 2
-    u = np.round(np.exp(-square / 2) * STEPS)
-    far = u <= FAR
-    if far.any():
-        first, square, u = first[far], square[far], u[far]
-        u -= torch.rand(len(u), dtype=torch.float64, generator=generator).numpy()
-        longer = np.sqrt(-2 * np.log(u / STEPS) / square)
-        for half in (first, first + GROUP // 2):
-            numbers[half] = numbers[half] * longer
-
-
-def _candidates(numbers: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The first of each pair in which a number is large enough for its radius to be far, in order."""
-    size = np.empty(min(len(numbers), BLOCK), np.float32)
-    found = []
+def _stretch(numbers: NDArray[np.float32], generators: Sequence[Generator]) -> None:
+    """Draw far radii anew within their step, in order."""
+    sizes, width = np.empty(min(len(numbers), BLOCK), np.float32), len(numbers) // len(generators)
     for start in range(0, len(numbers), BLOCK):
         block = numbers[start : start + BLOCK]
-        large = np.abs(block, out=size[: len(block)]) > CANDIDATE
-        found.append(large.nonzero()[0] + start)
-    places = np.concatenate(found)
-    if not len(places):
-        return places
-    return np.unique(places - places % GROUP + places % (GROUP // 2))
+        size = np.abs(block, out=sizes[: len(block)])
+        large = (size > CANDIDATE).nonzero()[0]
+        if not len(large):
+            continue
+        radius = np.hypot(size.take(large), size.take(large ^ PARTNER))
+        if radius.max() > FAR:
+            for i in np.unique(large[radius > FAR] & ~PARTNER).tolist():
+                pair = block[i : i + GROUP : PARTNER]
+                square = float(pair[0]) ** 2 + float(pair[1]) ** 2
+                steps = round(exp(-square / 2) * STEPS)  # exact: rounding moves it by far less than a half
+                v = torch.rand((), dtype=torch.float64, generator=generators[(start + i) // width])
+                pair *= sqrt(-2 * log((steps - float(v)) / STEPS) / square)
