@@ -50,19 +50,24 @@ class Keys:
 
 
 def uniform(keys: NDArray[np.uint64], start: int, count: int, device: str = "cpu") -> Tensor:
-    """Numbers in [0, 1), (k, count) float32, the same on any device: of each key's stream those from `start` on."""
+    """Numbers in [0, 1), (k, count) float32, the same on any device: of each key's stream those from `start` on.
+
+    Each word of 64 bits makes two numbers of 24 bits.
+    """
     stream = torch.from_numpy(_mix64(keys).view(np.int64)).to(device).unsqueeze(1)
-    out = torch.empty(len(keys), count, device=device)
-    size = max(1, 2**18 // len(keys)) if device == "cpu" else count  # the integers stay in the cache
-    for at in range(0, count, size):
-        part = out[:, at : at + size]
-        z = torch.arange(start + at + 1, start + at + 1 + part.shape[1], device=device)
+    first, words = start // 2, (start + count + 1) // 2 - start // 2
+    out = torch.empty(len(keys), 2 * words, device=device)
+    size = max(1, 2**17 // len(keys)) if device == "cpu" else words  # the integers stay in the cache
+    for at in range(0, words, size):
+        part = out[:, 2 * at : 2 * (at + size)]
+        z = torch.arange(first + at + 1, first + at + 1 + part.shape[1] // 2, device=device)
         z = z.mul_(_signed(0x9E3779B97F4A7C15)) + stream
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             z.bitwise_xor_((z >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(_signed(factor))
         z.bitwise_xor_((z >> 31).bitwise_and_(2**33 - 1))
-        part.copy_((z >> 40).bitwise_and_(2**24 - 1)).mul_(2.0**-24)
-    return out
+        halves = z.view(torch.int32)  # the lower one first
+        part.copy_((halves >> 8).bitwise_and_(2**24 - 1)).mul_(2.0**-24)
+    return out[:, start - 2 * first :][:, :count]
 
 
 def _signed(word: int) -> int:

@@ -109,7 +109,7 @@ class EF21(Method):
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
         mine, v = self.estimator.estimate(state, x, batch, env)
         c = env.compress(env.noisy(clip_(v - state["g"], self.tau)))
-        return {**mine, "g": state["g"] + c}, c
+        return {**mine, "g": torch.add(state["g"], c, out=env.buffer("g"))}, c
 
     def server_init(self, x: Tensor, n: int) -> State:
         state = {"x": x, "g": x.new_zeros(n, x.numel())}
@@ -118,7 +118,8 @@ class EF21(Method):
     def receive(
         self, state: State, rows: Tensor, ids: Tensor, *, out: Tensor | None = None
     ) -> tuple[State, Tensor]:
-        g = state["g"].index_add(0, ids, rows)
+        everyone = len(ids) == len(state["g"])  # in order
+        g = torch.add(state["g"], rows, out=out) if everyone else state["g"].index_add(0, ids, rows)
         return {**state, "g": g}, g
 
     def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:

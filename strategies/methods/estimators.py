@@ -69,7 +69,7 @@ class Polyak(Estimator):
         return {"v": torch.zeros_like(x)}
 
     def estimate(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        v = torch.lerp(state["v"], env.first_gradient(), weight(self.eta, env.round))
+        v = torch.lerp(state["v"], env.first_gradient(), weight(self.eta, env.round), out=env.buffer("v"))
         return {"v": v}, v
 
 

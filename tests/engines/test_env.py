@@ -36,11 +36,14 @@ from fedsim.types import Batch, Model, State
 
 # ---------------------------------------------------------------- random numbers
 def test_uniform_numbers_are_those_of_the_addresses() -> None:
-    """Against NumPy's 53 bits of the same streams, and however they are cut into calls."""
+    """Against NumPy's words of the same streams, two numbers of 24 bits each, and however they are cut into calls."""
     keys = Keys(3, 7)
     whole = uniform(keys.of("client", 2, np.arange(7)), 0, 70_001)
-    truth = keys.uniform("client", 2, np.arange(7), 70_001)
-    assert torch.equal(whole, torch.from_numpy(np.floor(truth * 2**24) / 2**24).float())
+    words = keys.uniform(
+        "client", 2, np.arange(7), 35_001
+    )  # 53 bits, of which the upper 24 are the second number
+    assert torch.equal(whole[:, 1::2], torch.from_numpy(np.floor(words * 2**24) / 2**24).float()[:, :35_000])
+    assert abs(np.corrcoef(whole[:, 0:70_000:2].flatten(), whole[:, 1::2].flatten())[0, 1]) < 4 / 245_000**0.5
     parts = [uniform(keys.of("client", 2, np.arange(7)), at, 23) for at in range(0, 92, 23)]
     assert torch.equal(torch.cat(parts, 1), whole[:, :92])
     assert 0 <= float(whole.min()) < float(whole.max()) < 1
