@@ -74,7 +74,7 @@ class Path:
         if not on_line:  # the server does something to messages
             step = target.receive((origin + direction).expand(f, -1))[h:] - rows[h:]
             on_line = straight(step)
-        s = rows[:h].mean(0)
+        s = target.honest_mean(rows)
         return cls(target, rows, step, on_line, s, _measure(rows, step, target.previous, s))
 
     def factors(self, bound: float, count: int) -> Tensor:
@@ -122,9 +122,9 @@ class Forecast:
 
     @staticmethod
     def knows(path: Path) -> bool:
-        """Whether a forecast holds: not among peers, nor for rules of another kind or with noise in columns."""
-        rule = path.target.rule
-        if not isinstance(rule, TwoHooks) or path.target.topology is not None:
+        """Whether a forecast holds: not among peers, for other rules, noise in columns, or rows that weigh unlike."""
+        rule, target = path.target.rule, path.target
+        if not isinstance(rule, TwoHooks) or target.topology is not None or target.weights is not None:
             return False
         return path.straight and (rule.linear or not rule.stages[-1].random)
 

@@ -56,14 +56,14 @@ class WorstCase(Attack):
 
     def _gains(self, target: Target, rows: Tensor) -> Tensor:
         """The damage (d,) of forged rows, coordinate by coordinate."""
-        s = target.receive(rows)[: target.honest].mean(0)
+        s = target.honest_mean(target.receive(rows))
         answer = target(rows)
         return (answer - s).square() if self.objective == "distance" else -answer * s
 
     def _climb(self, target: Target, rows: Tensor) -> tuple[float, Tensor]:
         """The damage and the rows at the end of the ascent."""
-        honest = target.receive(rows)[: target.honest]
-        s = honest.mean(0)
+        seen = target.receive(rows)
+        honest, s = seen[: target.honest], target.honest_mean(seen)
         length = (honest - s).square().sum(1).mean().sqrt() * len(rows) ** 0.5
         best, uphill = self._slope(target, s, rows)
         for _ in range(self.steps):

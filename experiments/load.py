@@ -37,6 +37,9 @@ class Run:
         """Raises `Invalid` where the record is damaged."""
         manifest = read_manifest(folder) or {}
         record = Record(folder, manifest["fingerprint"])
+        method = manifest["experiment"].get("method")
+        if isinstance(method, dict) and method.get("name") == "FedAvg":
+            method.setdefault("weights", "equal")  # as it was before it could weigh
         try:
             experiment = codec.decode(Experiment, manifest["experiment"], own=True)
         except Invalid as error:

@@ -103,6 +103,23 @@ class Federation:
         return {name: tuple(start[name].shape)[1 if method.peer else 0 :] for name in names}
 
     # ------------------------------------------------------------ a round
+    def weights(self, ids: Ids, examples: Ids | None = None) -> Tensor | None:
+        """What rows of clients `ids` count in their mean, (k,), float64, sum 1; None where they count alike.
+
+        examples  how many each has, by what it says itself, 0 where it says nothing; by default as they were dealt
+        """
+        method = self.experiment.method
+        if not (method.by_examples and self.experiment.rule.averages) or method.peer or not len(ids):
+            return None
+        held = (self.sizes[ids] if examples is None else examples).astype(np.float64)
+        held[held == 0] = held[held > 0].mean() if held.any() else 1.0
+        return None if (held == held[0]).all() else torch.from_numpy(held / held.sum()).to(self.device)
+
+    def evaluated(self, round: int) -> bool:
+        """Whether a round's end is measured."""
+        after, every = round + 1, self.experiment.evaluate_every
+        return after % every == 0 or after == self.experiment.rounds
+
     def cohort(self, round: int) -> Ids:
         """The clients that take part, in order."""
         n, k = self.experiment.clients, self.experiment.active

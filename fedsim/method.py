@@ -101,6 +101,7 @@ class Method(Component):
     tells      further entries, which clients get as `env.told`
     linear     `receive`, where a method has its own, is one linear map of every message, and so of their mean
     bits       a coordinate of a message takes on the wire
+    by_examples  where the rule is the mean, a client's message counts by how many examples it has; a field may decide
     """
 
     peer: ClassVar[bool] = False
@@ -135,9 +136,18 @@ class Method(Component):
         return None
 
     @property
+    def by_examples(self) -> bool:
+        return False
+
+    @property
     def message_bound(self) -> float | None:
         """L2 bound of a message before noise; None where the method does not clip its messages."""
         return None
+
+    @property
+    def message_clip(self) -> float | None:
+        """The L2 norm to which a message is clipped last, before any noise: how often that binds is recorded."""
+        return self.message_bound
 
     def client_init(self, x: Tensor) -> State:
         """A client's state at the start, from the initial model x (d,)."""

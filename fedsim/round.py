@@ -14,12 +14,14 @@ from fedsim.check import Invalid
 from fedsim.env import AtClients, AtServer, Draws, as_read, places
 from fedsim.federation import Federation, Ids
 from fedsim.gradients import one_client, one_hvp, one_loss
-from fedsim.layout import clip_
+from fedsim.layout import clip_, norms
 from fedsim.machine.threads import one_thread
 from fedsim.mechanism import Mechanism
 from fedsim.messages.payload import Payload
 from fedsim.method import Method
 from fedsim.types import Batch, State, Target, View
+
+AT_CLIP = 1e-5  # a message this close to the bound, relatively, was shortened to it: what rounding leaves
 
 
 class Client(AtClients):
@@ -108,11 +110,13 @@ class Messages:
     rows       (k, d), in the order of their ids; or (1, d), the mean of all, where that is enough
     spare      (k + m, d), the same with room behind them for the m of the cohort who never compute
     mean_only  whether it is the mean
+    examples   (k,), how many each client has by what it says itself, where some have others than they were dealt
     """
 
     rows: Tensor
     spare: Tensor | None = None
     mean_only: bool = False
+    examples: Ids | None = None
 
     def with_forged(self, forged: Tensor, keep: int) -> Tensor:
         """The first `keep` rows and the forged ones behind them; without a copy of the rows where there is room."""
@@ -150,6 +154,8 @@ class Seen:
     rows: Tensor  # (n', d)
     honest: int
     aggregate: Tensor  # (d,); among peers the mean of the honest nodes'
+    weights: Tensor | None = None  # (n',), how much each row counts in the mean, where not alike
+    clipped: float | None = None  # the share of honest messages that a clip has shortened, where that shows
 
 
 @dataclass(frozen=True)
@@ -182,20 +188,41 @@ def finish(fed: Federation, server: Server, messages: Messages, ids: Ids, round:
         fed.rule_seed(round),
         honest,
         topology,
+        _weights(fed, messages, ids),
     )
     forged, memory = _forge(fed, server, stage, target, round)
+    clipped = _clipped(fed, messages, ids) if fed.evaluated(round) else None
     state, seen = stage.last(forged)
-    generator = torch.Generator(fed.device).manual_seed(target.seed)
     if topology is not None:
+        generator = torch.Generator(fed.device).manual_seed(target.seed)
         models = experiment.rule.each(seen, f, topology, generator=generator)
         there = torch.from_numpy(ids).to(fed.device)  # the others stay where they are
         moved, shown = server.x.index_copy(0, there, models), models[:honest].mean(0)
         after = method.step(state, moved, AtServer(fed, round))
         return Server(after, None, memory), Seen(seen, honest, shown)
-    aggregate = experiment.rule(seen, f, previous=server.previous, generator=generator)
+    aggregate = target.aggregate(seen)
     aggregate = fed.published(aggregate, len(ids) if messages.mean_only else len(seen), round)
     after = method.step(state, aggregate, AtServer(fed, round))
-    return Server(after, aggregate, memory), Seen(seen, honest, aggregate)
+    return Server(after, aggregate, memory), Seen(seen, honest, aggregate, target.weights, clipped)
+
+
+def _weights(fed: Federation, messages: Messages, ids: Ids) -> Tensor | None:
+    """How much each row that the rule sees counts in the mean; None where they count alike, or are the mean already."""
+    if messages.mean_only:
+        return None
+    who = np.arange(fed.experiment.clients) if fed.experiment.method.server_memory else ids
+    if messages.examples is None or len(who) > len(ids):
+        return fed.weights(who)
+    silent = np.zeros(len(ids) - len(messages.examples), np.int64)  # of those who never compute
+    return fed.weights(who, np.concatenate([messages.examples, silent]))
+
+
+def _clipped(fed: Federation, messages: Messages, ids: Ids) -> float | None:
+    """The share of honest messages that are as long as their clip lets them be; None where noise or a mean hides it."""
+    tau, h = fed.experiment.method.message_clip, int((ids < fed.experiment.honest).sum())
+    if tau is None or messages.mean_only or fed.message_privacy or not h or not len(messages.rows):
+        return None
+    return float((norms(messages.rows[:h]) >= (1 - AT_CLIP) * tau).double().mean())
 
 
 def _forge(fed: Federation, server: Server, stage: Stage, target: Target, round: int) -> tuple[Tensor, State]:

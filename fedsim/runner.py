@@ -25,7 +25,7 @@ from fedsim.spec import Experiment
 from fedsim.standing import Standing
 from fedsim.states import States
 from fedsim.task import evaluate
-from fedsim.types import Dataset
+from fedsim.types import Dataset, weighted_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +97,7 @@ def drive(
         while live.goes_on(fed):
             before = live.server.previous
             after, seen = _advance(live, fed, ask)
-            if after.round % experiment.evaluate_every == 0 or not after.goes_on(fed):
+            if fed.evaluated(live.round) or not after.goes_on(fed):
                 seconds = spent_before + time.perf_counter() - began
                 lines.append(
                     _measure(after, fed, seen, before) | ask.metrics | {"seconds": round(seconds, 3)}
@@ -185,12 +185,17 @@ def _measure(live: Standing, fed: Federation, seen: Seen | None, before: Tensor 
 
     deviation: how far the aggregate lies from the honest mean. byzantine_weight: that of the Byzantine rows in it,
     where the rule can say (`influence`); their number over n for the plain mean, 0 where all were filtered. weights:
-    of each client, where all took part and they are at most 50.
+    of each client, where all took part and they are at most 50. clipped: the share of honest messages that the
+    method's clip of messages has shortened.
     """
     metrics: Metrics = {"round": live.round, **evaluate(fed.model, fed.loss, live.x(fed), fed.test)}
     if seen:
-        honest = seen.rows[: seen.honest].mean(0)
+        honest = weighted_mean(
+            seen.rows[: seen.honest], None if seen.weights is None else seen.weights[: seen.honest]
+        )
         metrics |= {"deviation": float((seen.aggregate - honest).norm()), "honest_norm": float(honest.norm())}
+        if seen.clipped is not None:
+            metrics["clipped"] = seen.clipped
         metrics |= _weights(fed, seen, before, live.round - 1)
     metrics |= fed.bits(live.round)
     if live.ledger:
@@ -203,10 +208,12 @@ def _weights(fed: Federation, seen: Seen, before: Tensor | None, round: int) -> 
     if not fed.experiment.byzantine or fed.experiment.method.peer or not hasattr(rule, "influence"):
         return {}
     generator = torch.Generator(fed.device).manual_seed(fed.rule_seed(round))
-    weight = rule.influence(seen.rows, fed.experiment.f_round, previous=before, generator=generator)
+    weight = seen.weights
+    if weight is None:
+        weight = rule.influence(seen.rows, fed.experiment.f_round, previous=before, generator=generator)
     metrics: Metrics = {"byzantine_weight": float(weight[seen.honest :].sum())}
     if len(weight) == fed.experiment.clients <= LISTED:
-        metrics["weights"] = weight.numpy().round(4).tolist()
+        metrics["weights"] = weight.cpu().numpy().round(4).tolist()
     return metrics
 
 

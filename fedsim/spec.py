@@ -134,6 +134,11 @@ class Experiment(Component):
             )
         if self.privacy.level != "central":
             return
+        if self.method.by_examples:
+            raise Invalid(
+                f"privacy = {name}: {method} weighs clients by their examples, so that one with many moves the mean by "
+                "more than 2 tau / k; allowed is method.weights = 'equal'"
+            )
         if self.method.server_memory or self.method.peer:
             raise Invalid(
                 f"privacy = {name}: {method} aggregates more than the messages of a round; choose another method"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -188,6 +189,14 @@ class Rule(Component):
     def max_f(self, n: int) -> int:
         """The largest f that the rule is defined for among n rows."""
 
+    def weighted(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Where the rule `averages`: the mean (d,) of rows that count by `weights` (n,); broken rows are left out."""
+        mean = weighted_mean(rows, weights)
+        if isfinite(mean.detach().sum()):
+            return mean
+        whole = rows.isfinite().all(1)
+        return weighted_mean(rows[whole], weights[whole]) if whole.any() else rows.new_zeros(rows.shape[1])
+
     def sensitivity(self, bound: float, n: int, f: int) -> float | None:
         """How far the answer moves at most when one of n rows, of norm at most `bound`, is another; None: not known."""
         return None
@@ -215,6 +224,11 @@ class Mixer(Component):
         return n
 
 
+def weighted_mean(rows: Tensor, weights: Tensor | None = None) -> Tensor:
+    """sum_i w_i rows_i / sum_i w_i, (d,), of rows (n, d) that count by weights (n,), or alike."""
+    return rows.mean(0) if weights is None else (weights / weights.sum()).to(rows) @ rows
+
+
 # ---------------------------------------------------------------- attack
 @dataclass(frozen=True)
 class Target:
@@ -227,14 +241,27 @@ class Target:
     seed: int
     honest: int  # so many rows of what the rule sees, the first ones, are honest
     topology: Tensor | None = None  # among peers: whose rows each node has
+    weights: Tensor | None = None  # (n',), how much each of the rows counts, where they do not count alike
 
     def __call__(self, forged: Tensor) -> Tensor:
         """The aggregate; among peers the mean of the honest nodes' answers."""
-        generator = Generator(forged.device).manual_seed(self.seed)
         if self.topology is not None:
+            generator = Generator(forged.device).manual_seed(self.seed)
             models = self.rule.each(self.receive(forged), self.f, self.topology, generator=generator)
             return models[: self.honest].mean(0)
-        return self.rule(self.receive(forged), self.f, previous=self.previous, generator=generator)
+        return self.aggregate(self.receive(forged))
+
+    def aggregate(self, rows: Tensor) -> Tensor:
+        """The aggregate (d,) of the rows (n', d) that the rule sees; not among peers."""
+        if self.weights is not None:
+            return self.rule.weighted(rows, self.weights)
+        generator = Generator(rows.device).manual_seed(self.seed)
+        return self.rule(rows, self.f, previous=self.previous, generator=generator)
+
+    def honest_mean(self, rows: Tensor) -> Tensor:
+        """The mean (d,) of the honest ones of these rows, as they count."""
+        h = self.honest
+        return weighted_mean(rows[:h], None if self.weights is None else self.weights[:h])
 
 
 @dataclass(frozen=True)

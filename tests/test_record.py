@@ -21,11 +21,12 @@ from fedsim.attacks import IPM
 from fedsim.batches import Fixed
 from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import IID
+from fedsim.experiments.load import Run
 from fedsim.models import Logistic
 from fedsim.privacy import ExampleDP
 from fedsim.record import Record
 from fedsim.spec import Experiment
-from fedsim.strategies import NNM, ByzClip21SGD2MPlus, CenteredClipping, Chain
+from fedsim.strategies import NNM, ByzClip21SGD2MPlus, CenteredClipping, Chain, FedAvg
 from fedsim.task import Task
 
 PRIVATE = Experiment(
@@ -235,3 +236,14 @@ def test_what_a_record_holds(tmp_path: Path) -> None:
     assert {"accuracy", "loss", "epsilon", "deviation", "seconds"} <= set(frame)
     model = torch.load(tmp_path / "model.pt", weights_only=True)
     assert all(torch.equal(value, model[name]) for name, value in result.model.items())
+
+
+def test_a_record_of_an_unweighted_mean_is_read_as_one(tmp_path: Path) -> None:
+    """One from before FedAvg could weigh its clients."""
+    e = replace(PRIVATE, method=FedAvg(lr=0.1, weights="equal"), rounds=2)
+    run(e, out=tmp_path / "a")
+    path = tmp_path / "a" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["experiment"]["method"]["weights"]
+    path.write_text(json.dumps(manifest))
+    assert Run.read(tmp_path / "a").experiment == e

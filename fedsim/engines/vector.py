@@ -189,7 +189,7 @@ def _sum(fed: Federation, states: State, told: State, round: int, ids: Ids) -> t
     None where they send anything else, or clip what follows from the layers no more.
     """
     method, route = fed.experiment.method, _route(fed, ids, round)
-    if type(method).client_step is not Method.client_step:
+    if type(method).client_step is not Method.client_step or fed.weights(ids) is not None:
         return None
     tau = method.message_bound or inf
     if tau < inf and (fed.example_privacy or fed.experiment.task.l2 or not route.normed):
@@ -227,6 +227,8 @@ def _step(
     once = method.steps == 1
     cached = (CACHED if once else STEPPED) // max(width, fed.x0.numel())
     group_size = max(1, cached) if fed.device == "cpu" else len(ids)
+    weights = fed.weights(ids)
+    count = None if weights is None else len(ids) * weights.to(fed.x0)
 
     def work(share: slice) -> Tensor:
         mine = {name: value[share] for name, value in states.items()}
@@ -244,7 +246,7 @@ def _step(
             for name, value in (state | group.kept).items():
                 _put(value, new[name])
             if spare is None:
-                total += sent.sum(0)
+                total += sent.sum(0) if count is None else count[share][part] @ sent
             else:
                 _put(sent, place)
         return total

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from fedsim.check import Invalid
 from fedsim.federation import Federation
 from fedsim.flower.memory import Memory, Pending
-from fedsim.flower.order import ARRAYS, OWN_DATA, Order, told_of
+from fedsim.flower.order import ARRAYS, EXAMPLES, OWN_DATA, Order, told_of
 from fedsim.flower.payload import pack, travelling
 from fedsim.round import answer
 from fedsim.spec import Experiment
@@ -57,6 +57,8 @@ def respond(host: Host, message: Message, context: Context) -> Message:
         memory = replace(memory, pending=Pending(order.round, question, answered.state, row))
         host.keep(order, fed, memory, context)
     metrics = MetricRecord({"client": order.client, "round": order.round, OWN_DATA: int(host.own_data)})
+    if fed.experiment.method.by_examples and fed.experiment.rule.averages:
+        metrics[EXAMPLES] = int(fed.sizes[order.client])
     return Message(RecordDict({ARRAYS: pack(row, order.payload), "metrics": metrics}), reply_to=message)
 
 

@@ -14,7 +14,7 @@ from fedsim.flower.arrays import decode
 from fedsim.flower.payload import Payload
 from fedsim.types import State
 
-ARRAYS, ORDER, OWN_DATA = "arrays", "order", "own_data"
+ARRAYS, ORDER, OWN_DATA, EXAMPLES = "arrays", "order", "own_data", "examples"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from fedsim.check import Invalid
 from fedsim.federation import Federation, Ids
-from fedsim.flower.order import ARRAYS, OWN_DATA, Order
+from fedsim.flower.order import ARRAYS, EXAMPLES, OWN_DATA, Order
 from fedsim.flower.payload import Payload, received, size
 from fedsim.flower.replies import SetAside, collect
 from fedsim.round import Messages
 from fedsim.types import State
 
+MOST_EXAMPLES = 10**12  # of a client: float64 adds such numbers exactly
 FIRST: State = {"accepted": torch.tensor(-1)}  # what is kept of a client that has not answered yet
 
 
@@ -108,10 +109,11 @@ class Remote:
         """What a round's replies come to."""
         d = fed.width
 
-        def row_of(reply: Message) -> tuple[Tensor, int, bool]:
+        def row_of(reply: Message) -> tuple[Tensor, int, bool, int]:
             record = reply.content.array_records.get(ARRAYS, ArrayRecord())
             said = reply.content.metric_records.get("metrics", MetricRecord())
-            return received(fed, record, round), size(record), said.get(OWN_DATA, 1) != 0
+            own = said.get(OWN_DATA, 1) != 0
+            return received(fed, record, round), size(record), own, examples_of(fed, said) if own else 0
 
         answers, aside = collect(round, asked, replies, row_of)
         self.set_aside += aside
@@ -120,15 +122,17 @@ class Remote:
         }
         answered = np.array(sorted(rows), np.int64)
         self.answered |= set(rows)
-        self.own_data |= {client for client, (_, _, own) in rows.items() if own}
-        arrived = sum(bytes for _, bytes, _ in rows.values())
+        self.own_data |= {client for client, (_, _, own, _) in rows.items() if own}
+        arrived = sum(bytes for _, bytes, _, _ in rows.values())
         self.metrics = {"asked": len(ids), "answered": len(rows), "bytes": arrived}
         if self.own_data and fed.example_privacy and not self.derived:  # epsilon depends on how many examples
             self.metrics |= {OWN_DATA: len(self.own_data), "epsilon": None}
         bits = 8 * arrived / (d * max(1, len(rows)))
         log(INFO, "round %d: %d of %d answered, %.1f bits a coordinate", round, len(rows), len(ids), bits)
         stacked = torch.stack([rows[i][0] for i in answered.tolist()]) if rows else torch.zeros(0, d)
-        return {"accepted": torch.full(answered.shape, round)}, Messages(stacked.to(fed.device)), answered
+        held = np.array([rows[i][3] or fed.sizes[i] for i in answered.tolist()], np.int64)
+        messages = Messages(stacked.to(fed.device), examples=held if self.own_data else None)
+        return {"accepted": torch.full(answered.shape, round)}, messages, answered
 
     def silent(self) -> dict[str, list[int]]:
         """The clients that were set aside whenever they were asked, by the reason that came first."""
@@ -138,6 +142,19 @@ class Remote:
             if node in reasons and client not in self.answered:
                 found.setdefault(reasons[node], []).append(client)
         return found
+
+
+def examples_of(fed: Federation, said: MetricRecord) -> int:
+    """How many examples a client with data of its own says that it has, where its message counts by that; otherwise 0.
+
+    Raises `Invalid` where that is no number of examples. A mean believes it: a robust rule is what does not.
+    """
+    if not (fed.experiment.method.by_examples and fed.experiment.rule.averages):
+        return 0
+    held = said.get(EXAMPLES)
+    if not isinstance(held, int) or not 1 <= held <= MOST_EXAMPLES:
+        raise Invalid(f"{EXAMPLES} = {held!r}: must be an integer from 1 to {MOST_EXAMPLES}")
+    return held
 
 
 def told_record(told: State) -> ArrayRecord:

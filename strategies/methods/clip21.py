@@ -75,6 +75,10 @@ class ByzClip21SGD2MPlus(ByzClip21SGD2M):
     def message_bound(self) -> float | None:
         return None
 
+    @property
+    def message_clip(self) -> float | None:
+        return super().message_bound
+
 
 @dataclass(frozen=True)
 class Clip21SGD2M(ByzClip21SGD2M):

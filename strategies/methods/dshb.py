@@ -36,6 +36,10 @@ class SafeDSHB(ByzClipSGD):
 
     beta: Share = 0.1
 
+    @property
+    def message_clip(self) -> float | None:
+        return None  # what is sent is a mean of clipped gradients
+
     def client_init(self, x: Tensor) -> State:
         return {"m": x.new_zeros(x.shape)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,14 +48,22 @@ class HeavyBall(FedSGD):
 class FedAvg(Method):
     """`local_steps` gradient steps y <- y - lr * g_i(y) from y = x; clients send x - y, clipped to norm tau.
 
-    The server steps x <- x - server_lr * RAgg(...); with the mean, server_lr = 1 and tau = inf this is FedAvg
-    (arXiv:1602.05629), with a finite tau and message-level noise it is DP-FedAvg (arXiv:1710.06963).
+    The server steps x <- x - server_lr * RAgg(...). With the mean, server_lr = 1 and tau = inf this is FedAvg
+    (arXiv:1602.05629, Algorithm 1), with a finite tau and noise it is DP-FedAvg (arXiv:1710.06963).
+    weights  "examples": client i counts m_i / m in the mean, m_i its examples, m those of all who answered, as in the
+             paper; "equal": all alike. A robust rule never weighs: what a client says of itself is no evidence. A
+             Byzantine client that holds none counts as the average of the others.
     """
 
     lr: Rate
     local_steps: Count = 5
     server_lr: Rate = 1.0
     tau: ClipNorm = float("inf")
+    weights: Literal["examples", "equal"] = "examples"
+
+    @property
+    def by_examples(self) -> bool:
+        return self.weights == "examples"
 
     @property
     def steps(self) -> int:

@@ -57,7 +57,7 @@ from fedsim.strategies import (
 from fedsim.strategies.methods.ef21 import Normalized
 from fedsim.strategies.methods.estimators import HM, IGT, MVR
 from fedsim.task import Task
-from fedsim.types import Attack, Batch, Rule, State
+from fedsim.types import Attack, Batch, Rule, State, weighted_mean
 
 ROBUST = Chain(NNM(), Median())
 EXAMPLE, MESSAGE = ExampleDP(clip=0.5, noise=0.3, delta=1e-4), MessageDP(noise=0.3, delta=1e-4)
@@ -126,7 +126,8 @@ def agree(e: Experiment, rounds: int = 3, device: str = "cpu") -> None:
         after, theirs = vector(other, on(device, states), on(device, told), t, working)
         states, ours = loop(fed, states, told, t, working)
         assert theirs.mean_only == other.mean_only
-        close(theirs.rows, ours.rows.mean(0, keepdim=True) if theirs.mean_only else ours.rows)
+        mean = weighted_mean(ours.rows, fed.weights(working))[None]
+        close(theirs.rows, mean if theirs.mean_only else ours.rows)
         for name, value in states.items():
             close(after[name], value)
         kept = kept.after(working, states)
@@ -172,6 +173,8 @@ POOLED: dict[str, tuple[Method, Privacy | None]] = {
     "FedSGD": (FedSGD(lr=0.5), None),
     "FedSGD, example": (FedSGD(lr=0.5), EXAMPLE),
     "FedSGD, adaptive clip": (FedSGD(lr=0.5), QUANTILE),
+    "FedAvg": (FedAvg(lr=0.5, local_steps=3), None),
+    "FedAvg, all alike": (FedAvg(lr=0.5, local_steps=3, weights="equal"), None),
     "FedAvg, message": (FedAvg(lr=0.5, local_steps=3, tau=0.4), MESSAGE),
     "ByzClipSGD": (ByzClipSGD(lr=0.5, tau=0.3), MESSAGE),
     "SafeDSHB": (SafeDSHB(lr=0.5, tau=0.3), MESSAGE),

@@ -292,7 +292,7 @@ def test_a_ledger_as_it_was_written_before_is_read(tmp_path: Path) -> None:
 
 
 CENTRAL = small(
-    method=FedAvg(lr=0.1, local_steps=1, tau=0.3),
+    method=FedAvg(lr=0.1, local_steps=1, tau=0.3, weights="equal"),
     rule=Mean(),
     f=0,
     privacy=CentralDP(noise=1.0, delta=1e-4),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from math import inf
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,16 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from fedsim.attacks import IPM
+from fedsim.attacks import IPM, Adaptive
 from fedsim.batches import Fixed, Full
+from fedsim.check import Invalid
 from fedsim.datasets.load import Blobs
-from fedsim.datasets.split import IID
+from fedsim.datasets.split import IID, Dirichlet
 from fedsim.engines import loop
 from fedsim.federation import Federation
 from fedsim.method import Method
 from fedsim.models import Logistic
-from fedsim.privacy import MessageDP
-from fedsim.round import Server, finish
+from fedsim.privacy import CentralDP, MessageDP
+from fedsim.round import Messages, Server, finish
 from fedsim.runner import run
 from fedsim.schedule import InverseTime
 from fedsim.spec import Experiment
@@ -32,6 +34,7 @@ from fedsim.strategies import (
     NNM,
     Adam,
     ByzClip21SGD2M,
+    ByzClip21SGD2MPlus,
     ByzClipSGD,
     Chain,
     Clip21SGD2M,
@@ -99,8 +102,10 @@ def rounds(experiment: Experiment) -> list[Tensor]:
     fed = Federation(experiment)
     server, states, models = Server.start(fed), fed.client_states(), []
     for t in range(experiment.rounds):
-        states, rows = loop.rows(fed, states, server.told(fed.experiment.method), t, np.arange(fed.computing))
-        server, _ = finish(fed, server, rows, np.arange(experiment.clients), t)
+        ids = fed.cohort(t)
+        working = ids[ids < fed.computing]
+        states, sent = loop.rows(fed, states, server.told(fed.experiment.method), t, working)
+        server, _ = finish(fed, server, sent, ids, t)
         models.append(server.x)
     return models
 
@@ -199,24 +204,108 @@ def test_safe_dshb_line_by_line() -> None:
         assert np.linalg.norm(ours.numpy() - x) <= 1e-6 * np.linalg.norm(x)
 
 
-def test_fedavg_averages_local_models() -> None:
-    e = replace(HONEST, method=FedAvg(lr=0.5, local_steps=3))
+@pytest.mark.parametrize("weights", ["examples", "equal"])
+@pytest.mark.parametrize("cohort", [None, 4])
+def test_fedavg_averages_local_models(weights: Literal["examples", "equal"], cohort: int | None) -> None:
+    """Algorithm 1 of arXiv:1602.05629: the mean over those who take part, by n_k / n of them; or all alike."""
+    uneven = replace(HONEST, split=Dirichlet(0.3), cohort=cohort)
+    e = replace(uneven, method=FedAvg(lr=0.5, local_steps=3, weights=weights))
     fed = Federation(e)
     x = fed.x0.double().numpy()
     for t, ours in enumerate(rounds(e)):
-        batch = fed.batch(t, np.arange(e.clients))
+        ids = fed.cohort(t)
+        batch = fed.batch(t, ids)
         local = []
         for inputs, labels in zip(batch.x.flatten(3).double().numpy(), batch.y.numpy(), strict=True):
             y = x
             for step in range(3):
                 y = y - 0.5 * softmax_gradient(y, inputs[step], labels[step], fed.classes)
             local.append(y)
-        x = np.mean(local, axis=0)
+        x = np.average(local, axis=0, weights=fed.sizes[ids] if weights == "examples" else None)
         assert np.linalg.norm(ours.numpy() - x) <= 1e-6 * np.linalg.norm(x)
 
 
+def test_a_robust_rule_never_weighs_by_examples() -> None:
+    e = replace(BASE, split=Dirichlet(0.3), privacy=None)
+    a, b = (replace(e, method=FedAvg(lr=0.5, weights=weights)) for weights in ("examples", "equal"))  # type: ignore[arg-type]
+    assert torch.equal(rounds(a)[-1], rounds(b)[-1])
+
+
+def test_who_is_missing_broken_or_without_examples_does_not_count_in_a_weighted_mean() -> None:
+    e = replace(BASE, split=Dirichlet(0.3), rule=Mean(), privacy=None, method=FedAvg(lr=0.5))
+    fed, ids = (
+        Federation(e),
+        np.array([0, 2, 3, 5, 7, 8]),
+    )  # the last two are Byzantine, without data
+    server, m = Server.start(fed), fed.sizes[[0, 2, 3, 5]].astype(float)
+    sent = torch.randn(4, len(fed.x0), generator=torch.Generator().manual_seed(0))
+    own = np.concatenate([m, [m.mean(), m.mean()]])
+    forged = -10 * sent.mean(0)
+    whole = np.average(torch.stack([*sent, forged, forged]).double().numpy(), axis=0, weights=own)
+    after, seen = finish(fed, server, Messages(sent), ids, 0)
+    assert np.allclose(seen.aggregate, whole, atol=1e-5)
+    assert torch.equal(after.x, fed.x0 - seen.aggregate)
+    broken = sent.clone()
+    broken[1] = torch.nan
+    clean = replace(e, attack=None, byzantine=0, clients=7)
+    fed = Federation(clean)
+    m = fed.sizes[[0, 2, 3, 5]].astype(float)
+    _, seen = finish(fed, Server.start(fed), Messages(broken), ids[:4], 0)
+    rest = [0, 2, 3]
+    assert np.allclose(seen.aggregate, np.average(sent[rest].numpy(), axis=0, weights=m[rest]), atol=1e-5)
+    said = np.array([1, 10**6, 1, 1])  # by clients with data of their own
+    _, seen = finish(fed, Server.start(fed), Messages(sent, examples=said), ids[:4], 0)
+    assert np.allclose(seen.aggregate, np.average(sent.numpy(), axis=0, weights=said), atol=1e-5)
+
+
+def test_an_adaptive_attack_tries_the_weighted_mean() -> None:
+    """What it finds is at least as bad for the mean that is taken as what it found for one of rows alike."""
+    e = replace(BASE, dealt="all", split=Dirichlet(0.3), rule=Mean(), privacy=None, method=FedAvg(lr=0.5))
+    e = replace(e, attack=Adaptive(bound=5.0), knowledge=("own", "honest", "rule"))
+    sent = torch.randn(9, len(Federation(e).x0), generator=torch.Generator().manual_seed(0))
+    damages = []
+    for method in (e.method, FedAvg(lr=0.5, weights="equal")):
+        fed = Federation(replace(e, method=method))
+        _, seen = finish(fed, Server.start(fed), Messages(sent.clone()), np.arange(9), 0)
+        m = Federation(e).sizes.astype(float)
+        rows = seen.rows.double().numpy()
+        honest = np.average(rows[:7], axis=0, weights=m[:7])
+        damages.append(np.linalg.norm(np.average(rows, axis=0, weights=m) - honest))
+        if method is e.method:
+            assert np.allclose(seen.aggregate, np.average(rows, axis=0, weights=m), atol=1e-5)
+    assert damages[0] >= damages[1] * (1 - 1e-6)
+
+
+def test_weights_by_examples_with_central_noise_are_refused() -> None:
+    """One client with many examples would move the mean by more than its sensitivity says."""
+    private = replace(
+        HONEST, privacy=CentralDP(noise=2.0, delta=0.01), method=FedAvg(lr=0.5, tau=0.1, weights="equal")
+    )
+    assert private.rule.sensitivity(0.1, 7, 0) == pytest.approx(2 * 0.1 / 7)
+    with pytest.raises(Invalid, match=r"allowed is method.weights = 'equal'"):
+        replace(private, method=FedAvg(lr=0.5, tau=0.1))
+
+
+@pytest.mark.parametrize("engine", ["loop", "vector", "grid"])
+def test_the_share_of_clipped_messages_is_recorded(engine: str) -> None:
+    """As counted from the messages by hand; where noise hides it, or only the mean is formed, there is no such line."""
+    e = replace(
+        BASE, method=ByzClip21SGD2MPlus(lr=0.5, tau=0.02, beta=0.4, beta_hat=0.7), privacy=None, rounds=6
+    )
+    fed = Federation(e)
+    states, server, shares = fed.client_states(), Server.start(fed), []
+    for t in range(e.rounds):
+        states, sent = loop.rows(fed, states, server.told(e.method), t, np.arange(7))
+        shares.append(float((sent.rows.norm(dim=1) > 0.0199999).double().mean()))
+        server, _ = finish(fed, server, sent, np.arange(9), t)
+    assert min(shares[1:]) > 0 or max(shares) > 0
+    assert run(e, engine=engine).frame["clipped"].tolist() == shares
+    assert "clipped" not in run(replace(BASE, privacy=MessageDP(noise=0.2)), engine=engine).frame
+    assert "clipped" not in run(replace(e, method=HeavyBall(lr=0.5)), engine=engine).frame
+
+
 def test_one_local_step_is_fedsgd() -> None:
-    a = replace(HONEST, method=FedAvg(lr=0.5, local_steps=1))
+    a = replace(HONEST, method=FedAvg(lr=0.5, local_steps=1, weights="equal"))
     b = replace(HONEST, method=FedSGD(lr=0.5))
     torch.testing.assert_close(rounds(a)[-1], rounds(b)[-1])
 
