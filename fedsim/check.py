@@ -21,6 +21,8 @@ Momentum = Annotated[float, Ge(0), Lt(1)]  # [0, 1)
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 
+SHOWN = 300  # characters of a value in an error, the most
+
 
 LEAST_CLIP, MOST_CLIP = 1e-6, 1e6  # float32 measures norms around these
 LEAST_NOISE, MOST_NOISE = 1e-3, 1e4  # beyond these float32 loses the noise, or what it is added to
@@ -54,7 +56,13 @@ def check(cls: type, name: str, value: object) -> Any:
         return _adapters(cls)[name].validate_python(value, strict=True)
     except ValidationError as error:
         reasons = dict.fromkeys(_reason(part["msg"]) for part in error.errors())
-        raise Invalid(f"{cls.__name__}.{name} = {value!r}: {' or '.join(reasons)}") from None
+        raise Invalid(f"{cls.__name__}.{name} = {shown(value)}: {' or '.join(reasons)}") from None
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: what others sent may be long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
 def _reason(message: str) -> str:

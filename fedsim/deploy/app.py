@@ -1,4 +1,4 @@
-"""The two apps that Flower starts on a deployment, and on `flwr run` with the app folder that fedsim ships."""
+"""The two apps of a deployment, on fedsim's own link as on a SuperLink of Flower's, and what both servers do."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from logging import INFO, WARNING
+from logging import INFO
 from pathlib import Path
 from secrets import token_hex
-from time import monotonic, sleep
 from typing import Any
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
@@ -17,13 +16,13 @@ from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from fedsim.check import Invalid
 from fedsim.deploy.device import Device
 from fedsim.deploy.trial import Trial
 from fedsim.federation import Federation
 from fedsim.flower.client import Host, Simulated, federation_of, respond
 from fedsim.flower.order import OWN_DATA
 from fedsim.flower.remote import Remote, Wire, discover
+from fedsim.link import journal
 from fedsim.machine.files import write_whole
 from fedsim.record import Record
 from fedsim.runner import Result, drive
@@ -40,7 +39,7 @@ def _device(folder: str) -> Device:
 
 
 def _host(context: Context) -> Host:
-    """The device's own folder where the SuperNode was started with one; otherwise a simulated client."""
+    """The device's own folder where its node was started with one; otherwise a simulated client."""
     folder = context.node_config.get("device")
     if folder is not None:
         return _device(str(folder))
@@ -60,39 +59,57 @@ def query(message: Message, context: Context) -> Message:
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
+    """On a SuperLink of Flower's: the experiment of a run configuration, on nodes that say which client they are."""
     config: Mapping[str, Any] = context.run_config
-    result, remote = serve(grid, config)
-    for note in result.notes:
-        log(INFO, note)
-    summary = result.summary | {
-        "notes": result.notes,
-        "bytes": int(result.frame["bytes"].iloc[-1]),
-        "set_aside": [f"round {each.round}: node {each.node}: {each.reason}" for each in remote.set_aside],
-    }
-    write_whole(Path(str(config["out"])) / "summary.json", json.dumps(summary, indent=1).encode())
-
-
-def serve(grid: Grid, config: Mapping[str, Any]) -> tuple[Result, Remote]:
-    """Run the experiment of a run configuration over a Grid, from its record's checkpoint on where `resume` says so.
-
-    Raises `Invalid` for an experiment that a deployment does not run.
-    """
-    experiment, test = _experiment(config), bool(config["test-mode"])
-    trial = Trial(test, bool(config["red-team"]), config["payload"], float(config["timeout"]))
+    trial = Trial(
+        test_mode=bool(config["test-mode"]),
+        red_team=bool(config["red-team"]),
+        timeout=float(config["timeout"]),
+    )
+    experiment = _experiment(config)
     trial.check(experiment)
-    fed = Federation(experiment)
-    fed.accounted = not test
-    wire = Wire(trial.payload, trial.timeout, float(config["poll"]) or None)
+    fed, wire = Federation(experiment), Wire(trial.payload, trial.timeout)
     out = Path(str(config["out"]))
-    record = Record.open(experiment, out, bool(config["resume"]))
-    nodes = _nodes(grid, str(config["clients"]), fed, wire)
-    remote = Remote(grid, nodes, run=_name(out, record), derived=test, wire=wire)
-    result = _stated(drive(fed, remote, record, _report, EVERY_ROUND))
+    result, remote = serve(grid, fed, trial, discover(grid, fed.computing, wire), out, bool(config["resume"]))
+    record_outcome(out, result, remote)
+
+
+def serve(
+    grid: Grid, fed: Federation, trial: Trial, nodes: Mapping[int, int], out: Path, resume: bool
+) -> tuple[Result, Remote]:
+    """Run a federation over a Grid, each client on its node, from the record's checkpoint on where `resume` says so."""
+    fed.accounted = not trial.test_mode
+    record = Record.open(fed.experiment, out, resume)
+    run, wire = _name(out, resume), Wire(trial.payload, trial.timeout)
+    remote = Remote(grid, nodes, run=run, derived=trial.test_mode, wire=wire)
+    journal.ROUNDS.set(fed.experiment.rounds)
+
+    def report(round: int, metrics: Mapping[str, Any]) -> None:
+        journal.ROUND.set(round)
+        for each in remote.set_aside:
+            if each.round == round - 1:
+                journal.SET_ASIDE.labels(str(each.node)).inc()
+        shown = {name: metrics[name] for name in ("accuracy", "epsilon") if metrics.get(name) is not None}
+        told = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        log(INFO, "after round %d: %s", round, told)
+
+    result = _stated(drive(fed, remote, record, report, EVERY_ROUND))
     missing = [
         f"set aside whenever asked since the server began: device {', '.join(map(str, clients))}: {reason}"
         for reason, clients in remote.silent().items()
     ]
     return replace(result, notes=[*result.notes, *missing]), remote
+
+
+def record_outcome(out: Path, result: Result, remote: Remote) -> dict[str, Any]:
+    """What a run came to, also as `summary.json` beside its record."""
+    summary = result.summary | {
+        "notes": result.notes,
+        "bytes": int(result.frame["bytes"].iloc[-1]),
+        "set_aside": [f"round {each.round}: node {each.node}: {each.reason}" for each in remote.set_aside],
+    }
+    write_whole(out / "summary.json", json.dumps(summary, indent=1).encode())
+    return summary
 
 
 def _stated(result: Result) -> Result:
@@ -116,34 +133,12 @@ def _experiment(config: Mapping[str, Any]) -> Experiment:
     return resolve(str(config["recipe"])).main
 
 
-def _name(out: Path, record: Record) -> str:
-    """The run's name in the memories of its devices: kept with the record, new where the record starts anew."""
+def _name(out: Path, resume: bool) -> str:
+    """The run's name in the memories of its devices: new where the record begins anew.
+
+    Where it is resumed, also before its first checkpoint, devices are asked what they may have answered already.
+    """
     path = out / "run"
-    if not path.exists() or not (out / "checkpoint.pt").exists():
+    if not (resume and path.exists()):
         write_whole(path, token_hex(8).encode())
     return path.read_text()
-
-
-def _nodes(grid: Grid, clients: str, fed: Federation, wire: Wire) -> dict[int, int]:
-    """The node of each client: by the keys that were registered, or, in a simulation, by asking."""
-    if not clients:
-        return discover(grid, fed.computing, wire)
-    nodes = {int(i): int(node) for i, node in json.loads(clients).items()}
-    missing = sorted(set(range(fed.computing)) - set(nodes))
-    if missing:
-        raise Invalid(
-            f"client {missing[0]} has no device: the experiment has {fed.computing} clients that compute"
-        )
-    until = monotonic() + wire.timeout
-    while (
-        away := {nodes[i] for i in range(fed.computing)} - set(grid.get_node_ids())
-    ) and monotonic() < until:
-        sleep(0.5)
-    if away:
-        log(WARNING, "%d devices are not online after %g s: going on without them", len(away), wire.timeout)
-    return nodes
-
-
-def _report(round: int, metrics: Mapping[str, Any]) -> None:
-    shown = {name: metrics[name] for name in ("accuracy", "epsilon") if metrics.get(name) is not None}
-    log(INFO, "after round %d: %s", round, ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))

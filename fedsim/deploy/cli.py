@@ -1,4 +1,4 @@
-"""`fedsim deploy`: init, check, link, device, run, up. Nothing heavy is imported before a command needs it."""
+"""`fedsim deploy`: real devices. Nothing heavy is imported before a command needs it."""
 
 from __future__ import annotations
 
@@ -9,27 +9,16 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
+from fedsim.check import Invalid
 from fedsim.cli.guard import guarded
 
 if TYPE_CHECKING:
     from fedsim.flower.payload import Payload as Number
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    add_completion=False,
-)
-
-ENDING = (signal.SIGTERM, signal.SIGHUP)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
 Folder = Annotated[Path, typer.Argument(help="The deployment's folder.")]
-Fast = Annotated[
-    bool,
-    typer.Option(
-        "--fast",
-        help="Look for messages every 0.1 s, not every 3: changes a fixed wait inside Flower's SuperNode.",
-    ),
-]
+Either = Annotated[Path, typer.Argument(help="A deployment's folder, or a device's.")]
 RedTeam = Annotated[bool, typer.Option("--red-team", help="Allow an experiment with an attack.")]
 TestMode = Annotated[
     bool,
@@ -39,63 +28,128 @@ TestMode = Annotated[
 ]
 Payload = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that a round waits for answers.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one last line of JSON.")]
 Set = Annotated[
     list[str],
     typer.Option("--set", metavar="PATH=VALUE", help="Change a field, as in method.tau=0.1; repeat."),
-]
-NoTls = Annotated[
-    bool, typer.Option("--no-tls", help="No encryption: everybody on the way reads and changes messages.")
-]
-NoKeys = Annotated[
-    bool, typer.Option("--no-keys", help="No device keys: whoever reaches the port can be any device.")
 ]
 
 
 @app.callback()
 def deploy() -> None:
-    """Real devices over gRPC, with TLS and keys."""
-    for number in ENDING:
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has one ignored
-            signal.signal(number, _stop)
+    """Real devices by gRPC, each known by its certificate."""
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _stop)
 
 
 def _stop(*_: object) -> NoReturn:
-    """End as with Ctrl-C, so that all that was started ends too: an owner who kills a device wants it to be gone."""
-    for each in ENDING:
-        signal.signal(each, signal.SIG_IGN)  # what is being stopped is stopped whole
+    """End as with Ctrl-C, so that all that was started ends too."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is being stopped is stopped whole
     raise KeyboardInterrupt
 
 
 @app.command()
 @guarded
 def init(
-    folder: Folder,
-    devices: Annotated[int, typer.Option(min=1, help="How many devices.")] = 5,
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
     host: Annotated[
         str, typer.Option(help="The name or address under which devices reach the server.")
     ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(help="The port for devices (gRPC); the next one is for control.")
-    ] = 9092,
-    no_tls: NoTls = False,
-    no_keys: NoKeys = False,
+    port: Annotated[int, typer.Option(help="The port for devices.")] = 9092,
+    invitation: Annotated[
+        Path | None,
+        typer.Option("--join", help="Make a device's folder, for the deployment of this invitation.toml."),
+    ] = None,
+    client: Annotated[int, typer.Option(min=0, help="Device: its id in every experiment.")] = 0,
+    data: Annotated[
+        str, typer.Option(help='Device: a file, module:function, or "partition" for a trial.')
+    ] = "partition",
+    epsilon: Annotated[
+        str | None, typer.Option(help='Device: its privacy budget over all runs, or "none".')
+    ] = None,
+    delta: Annotated[str | None, typer.Option(help="Device: the delta of its budget.")] = None,
+    metrics: Annotated[
+        int, typer.Option(help="The port of the loopback address that Prometheus reads, 0: none.")
+    ] = 0,
 ) -> None:
-    """Make a deployment's folder: authority, server certificate, a key for each device, a Flower app, instructions."""
+    """Make a deployment's folder, or with --join a device's, with a key of its own and a request for a certificate."""
+    from fedsim.deploy import enrol
     from fedsim.deploy.site import Link
-    from fedsim.deploy.site import init as make
+    from fedsim.deploy.terms import Terms
 
-    _warn(no_tls, no_keys)
-    link = Link(
-        host=host, port=port, control=port + 1, devices=devices, tls=not no_tls, keys=not (no_keys or no_tls)
+    if invitation is None:
+        site = enrol.init(folder, Link(host=host, port=port, metrics=metrics))
+        typer.echo((site.folder / "README.md").read_text())
+        return
+    if epsilon is None:
+        epsilon = typer.prompt(
+            'Privacy budget epsilon, over all runs ("none": none)', default="", show_default=False
+        )
+    if delta is None and epsilon != "none":
+        delta = typer.prompt("delta, the experiments' own", default="", show_default=False)
+    budget = {"epsilon": _number("epsilon", epsilon), "delta": _number("delta", delta or "none")}
+    key = enrol.join(folder, invitation, Terms(client=client, data=data, **budget), metrics)  # type: ignore[arg-type]
+    typer.echo(f"{folder / 'request.csr'} goes to whoever runs the server, who must see this key:\n{key}")
+
+
+def _number(name: str, text: str | None) -> float | None:
+    try:
+        return None if text == "none" else float(text or "")
+    except ValueError:
+        raise Invalid(f"{name} = {text!r}: must be a number, or none") from None
+
+
+@app.command()
+@guarded
+def add(folder: Folder, request: Annotated[Path, typer.Argument(help="A device's request.csr.")]) -> None:
+    """Let a device in: sign its request, and have the server know its key."""
+    from fedsim.deploy import enrol
+    from fedsim.deploy.site import Site
+
+    client, key, certificate = enrol.add(Site(folder.resolve()), request)
+    typer.echo(f"client {client}, with this key; its owner must have read out the same:\n{key}")
+    typer.echo(f"{certificate} goes to the device, as device.crt")
+
+
+@app.command()
+@guarded
+def revoke(
+    folder: Folder, client: Annotated[int, typer.Argument(help="The client whose device goes.")]
+) -> None:
+    """Shut a device out, now and for good: a server that runs ends its stream within a second."""
+    from fedsim.deploy.site import Site
+
+    typer.echo(f"client {client}: revoked {Site(folder.resolve()).registry.revoke(client)}")
+
+
+@app.command()
+@guarded
+def renew(
+    folder: Either,
+    client: Annotated[
+        int | None, typer.Argument(help="Of this client's device; of the server without.")
+    ] = None,
+) -> None:
+    """A new certificate: for a device, for the server, or, in a device's folder, a new key and a request for one."""
+    from fedsim.deploy import enrol
+    from fedsim.deploy.site import Place, Site
+
+    if (folder / "uplink.toml").exists():
+        place = Place(folder.resolve())
+        place.key.unlink(missing_ok=True)
+        key = enrol.ask(place, place.terms.client)
+        typer.echo(f"a new key; have the old one revoked, and then {place.request} signed:\n{key}")
+        return
+    path = enrol.renew(Site(folder.resolve()), client)
+    typer.echo(
+        f"{path}" + ("; start the server again" if client is None else " goes to the device, as device.crt")
     )
-    site = make(folder, link)
-    typer.echo((site.folder / "README.md").read_text())
 
 
 @app.command()
 @guarded
 def check(
-    folder: Folder, offline: Annotated[bool, typer.Option("--offline", help="Try no port.")] = False
+    folder: Either, offline: Annotated[bool, typer.Option("--offline", help="Try no port.")] = False
 ) -> None:
     """Say what is wrong with a device's or a server's folder; exit code 2 where something is."""
     from fedsim.deploy.check import check as look
@@ -108,54 +162,30 @@ def check(
 
 @app.command()
 @guarded
-def link(folder: Folder) -> None:
-    """The server: a SuperLink that devices reach by gRPC; its control port is for this machine alone."""
-    from fedsim.deploy import roles
-    from fedsim.deploy.site import Site
+def status(folder: Either) -> None:
+    """How the server and its devices are, or a device and its budget."""
+    from fedsim.deploy.status import status as look
 
-    site = Site(folder.resolve())
-    command = roles.link(site)
-    typer.echo(f"{command}\nregister each device once: fedsim deploy register {folder}", err=True)
-    raise typer.Exit(roles.finish(command.start()))
+    typer.echo("\n".join(look(folder)))
 
 
 @app.command()
 @guarded
-def register(folder: Folder) -> None:
-    """Tell the running server the keys of its devices, and keep which node each one is."""
-    from fedsim.deploy import roles
-    from fedsim.deploy.site import Site
+def device(folder: Annotated[Path, typer.Argument(help="The device's folder.")]) -> None:
+    """Be a device, until SIGTERM or Ctrl-C; SIGHUP reads its terms again."""
+    from fedsim.deploy.front import serve
 
-    site = Site(folder.resolve())
-    nodes = roles.register_all(site)
-    typer.echo("\n".join(f"device {i} is node {node}" for i, node in nodes.items()))
-
-
-@app.command()
-@guarded
-def device(
-    folder: Annotated[Path, typer.Argument(help="The device's folder.")],
-    fast: Fast = False,
-    no_fork_server: Annotated[
-        bool, typer.Option("--no-fork-server", help="A new Python for every message, as Flower does.")
-    ] = False,
-) -> None:
-    """A device: a SuperNode on its folder, with a fork server for its messages."""
-    from contextlib import nullcontext
-
-    from fedsim.deploy import roles
-
-    command = roles.node(folder.resolve(), fast)
-    typer.echo(str(command), err=True)
-    with nullcontext(command) if no_fork_server else roles.forking(command) as ready:
-        raise typer.Exit(roles.finish(ready.start()))
+    serve(folder)
 
 
 @app.command()
 @guarded
 def run(
     folder: Folder,
-    what: Annotated[str, typer.Argument(metavar="RECIPE|FILE.toml|module:function", help="The experiment.")],
+    what: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE|FILE.toml|module:name", help="The experiment, or a Flower ServerApp."),
+    ],
     changes: Set = [],
     out: Annotated[Path, typer.Option(help="Where the record goes.")] = Path("deployed"),
     resume: Annotated[
@@ -165,17 +195,16 @@ def run(
     red_team: RedTeam = False,
     payload: Payload = "float32",
     timeout: Timeout = 120.0,
-    fast: Fast = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one last line of JSON.")] = False,
+    devices: Annotated[int, typer.Option(min=1, help="ServerApp: begin once so many devices are there.")] = 2,
+    as_json: Json = False,
 ) -> None:
-    """Run an experiment on the deployment whose server runs on this machine."""
-    from fedsim.deploy import local
+    """Serve the deployment's devices, run an experiment on them, and end."""
+    from fedsim.deploy.server import run_what
     from fedsim.deploy.site import Site
     from fedsim.deploy.trial import Trial
-    from fedsim.experiments.resolve import resolve
 
-    trial = Trial(test_mode, red_team, cast("Number", payload), timeout, fast)
-    summary = local.run_there(Site(folder.resolve()), resolve(what, changes).main, trial, out, resume)
+    trial = Trial(test_mode, red_team, cast("Number", payload), timeout)
+    summary = run_what(Site(folder.resolve()), what, changes, trial, out, resume, devices)
     _tell(summary, as_json)
 
 
@@ -197,32 +226,28 @@ def up(
     red_team: Annotated[bool, typer.Option(help="Run the recipe's attack, by the last client.")] = True,
     payload: Payload = "float32",
     timeout: Timeout = 60.0,
-    fast: Fast = False,
-    no_tls: NoTls = False,
-    no_keys: NoKeys = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one last line of JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """A whole deployment on this machine, for a trial: a SuperLink and N SuperNodes, stopped cleanly at the end."""
+    """A whole deployment on this machine, for a trial: a server and N devices, stopped cleanly at the end."""
     from tempfile import TemporaryDirectory
 
     from fedsim.deploy import local
     from fedsim.deploy.trial import Trial
 
-    _warn(no_tls, no_keys)
-    trial = Trial(test_mode, red_team, cast("Number", payload), timeout, fast)
+    trial = Trial(test_mode, red_team, cast("Number", payload), timeout)
     with TemporaryDirectory(prefix="fedsim-") as place:
-        site = local.site(
-            folder or Path(place) / "site", devices, trial, tls=not no_tls, keys=not (no_keys or no_tls)
-        )
+        yard = local.prepare(folder or Path(place) / "site", devices, trial=trial)
         if recipe is None:
-            with local.running(site, fast) as now:
-                typer.echo(f"{devices} devices are up, in {site.folder}; stop with Ctrl-C")
-                now.link.wait()
+            with local.running(yard):
+                typer.echo(
+                    f"{devices} devices are up: fedsim deploy run {yard.site.folder} ...; stop with Ctrl-C"
+                )
+                signal.pause()
         else:
             from fedsim.experiments.resolve import change, resolve
 
             experiment = change(local.fitted(resolve(recipe).main, devices, rounds), changes)
-            summary = local.try_out(site, experiment, trial)
+            summary = local.try_out(yard, experiment, trial)
             _tell(summary if folder else summary | {"out": None}, as_json)
 
 
@@ -231,13 +256,3 @@ def _tell(summary: dict[str, object], as_json: bool) -> None:
         typer.echo(json.dumps(summary))
     else:
         typer.echo("\n".join(f"{name:30} {value}" for name, value in summary.items()))
-
-
-def _warn(no_tls: bool, no_keys: bool) -> None:
-    if no_tls:
-        typer.echo(
-            "fedsim: without TLS everybody on the way reads and changes all messages; keys need TLS too",
-            err=True,
-        )
-    if no_tls or no_keys:
-        typer.echo("fedsim: without keys whoever reaches the port can be any device", err=True)

@@ -8,28 +8,42 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.app import Context
+from flwr.common.logger import log
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.check import Invalid
-from fedsim.deploy.agreement import Agreement
+from fedsim.config.untrusted import plain_table
+from fedsim.deploy import permit
+from fedsim.deploy.data import examples
 from fedsim.deploy.entropy import normal, uniform
 from fedsim.deploy.spent import Spent
+from fedsim.deploy.terms import Terms
 from fedsim.federation import Federation, Ids
 from fedsim.flower.memory import Memory
 from fedsim.flower.order import Order
 from fedsim.keys import Keys
 from fedsim.machine.files import write_whole
 from fedsim.spec import Experiment
-from fedsim.types import Dataset, Examples, Inputs
+from fedsim.types import Dataset, Inputs, on_inputs
+
+# Runs whose memories stay on disk; a round of an older one is still answered once, by the ledger.
+MEMORIES = 16
 
 
 class DeviceFederation(Federation):
     """The federation as one device sees it: batches and noise come from its own entropy, unless `derived`."""
 
-    def __init__(self, experiment: Experiment, own: Agreement, secret: int, derived: bool) -> None:
-        self._own, self._derived = own, derived
-        super().__init__(experiment, dataset=examples(own) if own.own_data else None)
+    def __init__(
+        self,
+        experiment: Experiment,
+        terms: Terms,
+        secret: int,
+        derived: bool,
+        dataset: Dataset | None = None,
+    ) -> None:
+        self._terms, self._derived = terms, derived
+        super().__init__(experiment, dataset=dataset)
         if not derived:
             self.choice = Keys(secret, experiment.clients)
 
@@ -40,14 +54,14 @@ class DeviceFederation(Federation):
         return super().uniform(keys, start, count) if self._derived else uniform(count)[None]
 
     def _deal(self, dataset: Dataset) -> list[Ids]:
-        if not self._own.own_data:
+        if not self._terms.own_data:
             return super()._deal(dataset)
         nothing = np.zeros(0, np.int64)
         everything = np.arange(len(dataset.train))
-        return [everything if i == self._own.client else nothing for i in range(self.experiment.clients)]
+        return [everything if i == self._terms.client else nothing for i in range(self.experiment.clients)]
 
     def _as_seen(self, x: Inputs) -> Inputs:
-        return x if self._own.own_data else super()._as_seen(x)
+        return x if self._terms.own_data else super()._as_seen(x)
 
 
 class Device:
@@ -58,18 +72,19 @@ class Device:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.own = folder, Agreement.of(folder)
+        self.folder, self.terms = folder, Terms.of(folder)
+        self._known: tuple[tuple[object, ...], DeviceFederation] | None = None
 
     @property
     def own_data(self) -> bool:
-        return self.own.own_data
+        return self.terms.own_data
 
     @property
     def ledger(self) -> Path:
         return self.folder / "ledger.json"
 
     def recall(self, order: Order, context: Context) -> Memory:
-        self.own.check(order)
+        permit.check(self.terms, order)
         path = self._memory(order)
         if path.exists():
             return Memory.load(path.read_bytes())
@@ -77,11 +92,12 @@ class Device:
         return Memory(secret=secrets.randbits(63) if secret is None else secret)
 
     def federation(self, order: Order, memory: Memory) -> Federation:
-        experiment = Experiment.from_json(order.experiment)
-        if experiment.fingerprint != order.fingerprint:
-            raise Invalid(f"experiment {experiment.fingerprint}: announced was {order.fingerprint}")
-        fed = DeviceFederation(experiment, self.own, memory.secret, order.derived)
-        self.own.permit(order, fed, Spent.load(self.ledger))
+        key = (order.experiment, order.fingerprint, memory.secret, order.derived)
+        if self._known is None or self._known[0] != key:
+            self._known = None  # two at a time would take twice the memory
+            self._known = key, self._federation(order, memory)
+        fed = self._known[1]
+        permit.permit(self.terms, order, fed, Spent.load(self.ledger))
         return fed
 
     def keep(self, order: Order, fed: Federation, memory: Memory, context: Context) -> None:
@@ -92,31 +108,45 @@ class Device:
                     f"round {order.round}: booked in run {order.run} already, and a round is answered once; "
                     "allowed is a later one"
                 )
-            self.own.permit(order, fed, spent).save(self.ledger)
+            permit.permit(self.terms, order, fed, spent).save(self.ledger)
         write_whole(self._memory(order), memory.dump())
+        self._forget()
+
+    def _federation(self, order: Order, memory: Memory) -> DeviceFederation:
+        experiment = Experiment.from_dict(plain_table(order.experiment))
+        if experiment.fingerprint != order.fingerprint:
+            raise Invalid(f"experiment {experiment.fingerprint}: announced was {order.fingerprint}")
+        permit.check_size(self.terms, experiment)
+        dataset = self._data() if self.own_data else experiment.task.data.load()
+        _check_parameters(self.terms, experiment, dataset)
+        return DeviceFederation(experiment, self.terms, memory.secret, order.derived, dataset)
+
+    def _data(self) -> Dataset:
+        """The device's own examples. What is wrong with them is for its owner, not for the server."""
+        try:
+            return examples(self.terms)
+        except Invalid as error:
+            log(40, "%s", error)
+            raise Invalid("this device cannot use its data; its own log says why") from None
 
     def _memory(self, order: Order) -> Path:
-        if not order.run.isalnum():
+        if not (order.run.isascii() and order.run.isalnum()):
             raise Invalid(f"run = {order.run[:40]!r}: must be letters and digits")
         return self.folder / f"memory-{order.run}.pt"
 
+    def _forget(self) -> None:
+        """Remove the oldest memories: a server that begins run after run does not fill the disk."""
+        found = sorted(self.folder.glob("memory-*.pt"), key=lambda path: path.stat().st_mtime_ns)
+        for path in found[:-MEMORIES]:
+            path.unlink()
 
-def examples(own: Agreement) -> Dataset:
-    """The examples of a device; raises `Invalid` where its file does not hold them."""
-    try:
-        with Path(own.data).open("rb") as file, np.load(file, allow_pickle=False) as held:
-            x, y = torch.tensor(held["x"], dtype=torch.float32), torch.tensor(held["y"], dtype=torch.int64)
-    except Exception as error:  # NumPy has many for a file that is none of its own
-        raise Invalid(f"data = {own.data}: not an .npz file with arrays x and y ({error})") from None
-    if x.ndim < 2 or x.shape[:1] != y.shape or not len(y) or int(y.min()) < 0 or int(y.max()) >= own.classes:
-        raise Invalid(
-            f"data = {own.data}: inputs {tuple(x.shape)}, labels {tuple(y.shape)}: must be x (m, ...) and y (m,), "
-            f"m at least one, labels from 0 to {own.classes - 1} (classes = {own.classes})"
-        )
-    broken = int((~x.flatten(1).isfinite().all(1)).sum())
-    if broken:
-        raise Invalid(
-            f"data = {own.data}: {broken} of {len(x)} examples with NaN or Inf: all must be finite, since no clip "
-            "bounds what such an example does to a message"
-        )
-    return Dataset(Examples(x, y), Examples(x[:0], y[:0]), own.classes)
+
+def _check_parameters(terms: Terms, experiment: Experiment, dataset: Dataset) -> None:
+    """Raise `Invalid` for a model with more parameters than agreed, from its shapes alone."""
+    task, train = experiment.task, dataset.train
+    shape = on_inputs(lambda t: tuple(t.shape[1:]), train.x)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = task.model.build(shape, task.loss.outputs(train, dataset.classes))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count > terms.parameters:
+        raise Invalid(f"a model with {count} parameters: this device agreed to {terms.parameters}")

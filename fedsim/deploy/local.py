@@ -1,117 +1,103 @@
-"""A whole deployment on this machine, for a trial: server and devices as separate processes on the loopback address."""
+"""A whole deployment on this machine, for a trial: devices as processes of their own on the loopback address."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-import ssl
 import subprocess
-import time
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
-import tomli_w
 import torch
 
-from fedsim.check import Invalid
-from fedsim.deploy import roles
-from fedsim.deploy.site import Link, Site, Uplink, init
+from fedsim.deploy import enrol
+from fedsim.deploy.server import run_there
+from fedsim.deploy.site import Link, Place, Site
+from fedsim.deploy.terms import Terms
 from fedsim.deploy.trial import Trial
 from fedsim.runner import run
 from fedsim.spec import Experiment
 
-STARTING = 60.0  # seconds that a SuperLink is given
+ENDING = 15.0  # seconds that a process is given to end
 
 
 @dataclass
-class Running:
-    """A deployment that runs: its processes."""
+class Yard:
+    """The folders of a deployment on this machine, and its processes."""
 
     site: Site
-    link: subprocess.Popen[bytes]
-    devices: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
-    commands: dict[int, roles.Command] = field(default_factory=dict)
+    devices: int
+    processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def place(self, i: int) -> Place:
+        return Place(self.site.folder / "devices" / str(i))
 
     def start(self, i: int) -> None:
         """Start device i, or start it again."""
-        with (self.site.device(i) / "node.log").open("ab") as log:
-            self.devices[i] = self.commands[i].start(log)
+        folder = self.place(i).folder
+        words = [sys.executable, "-m", "fedsim", "deploy", "device", str(folder)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as many processes share this machine
+        with (folder / "log").open("ab") as log:
+            self.processes[i] = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
 
-    def stop_devices(self) -> None:
-        for process in self.devices.values():
-            roles.stop(process)
+    def stop(self) -> None:
+        """End all devices, those that do not listen too."""
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(ENDING)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @contextmanager
-def running(site: Site, fast: bool = False) -> Iterator[Running]:
-    """The SuperLink of a deployment and all its SuperNodes; ended, with all that they started, at the end."""
-    # Many processes share this machine.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ExitStack() as stack:
-        log = stack.enter_context((site.server / "link.log").open("ab"))
-        now = Running(site, roles.link(site).start(log))
-        stack.callback(roles.stop, now.link)
-        stack.callback(now.stop_devices)
-        ids = range(site.link.devices)
-        for i in ids:
-            log = stack.enter_context((site.device(i) / "fork.log").open("ab"))
-            now.commands[i] = stack.enter_context(roles.forking(roles.node(site.device(i), fast), log))
-        _wait(site, now.link)
-        roles.register_all(site)
-        for i in ids:
-            now.start(i)
-        yield now
+def running(yard: Yard) -> Iterator[Yard]:
+    """All devices of a yard, ended at the end."""
+    try:
+        for i in range(yard.devices):
+            yard.start(i)
+        yield yard
+    finally:
+        yard.stop()
 
 
-def launch(
-    site: Site, experiment: Experiment, trial: Trial, out: Path, resume: bool = False
-) -> subprocess.Popen[bytes]:
-    """Start the experiment on a running deployment; the process ends when the run does, its log is in `out`."""
-    trial.check(experiment)
-    out = out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "summary.json").unlink(missing_ok=True)
-    path = out / "run.toml"
-    path.write_text(tomli_w.dumps(trial.config(experiment, roles.registered(site), out, resume)))
-    command = roles.flower_command(site, "run", str(site.app), "here", "--run-config", str(path), "--stream")
-    with (out / "run.log").open("ab") as log:
-        return command.start(log)
+def prepare(
+    folder: Path, devices: int, terms: Sequence[Terms] | None = None, trial: Trial | None = None
+) -> Yard:
+    """A new deployment in `folder`, at a port that nobody uses, whose devices are all let in.
+
+    terms  of each device; those of a `trial` otherwise, which ask for no privacy
+    """
+    trial = trial or Trial()
+    asking = Terms(client=0, epsilon=None, delta=None, test_mode=trial.test_mode, red_team=trial.red_team)
+    site = enrol.init(folder, Link(port=free_port(), metrics=0))
+    yard = Yard(site, devices)
+    for i in range(devices):
+        place = yard.place(i)
+        own = terms[i] if terms else replace(asking, client=i)
+        enrol.join(place.folder, site.invitation, own)
+        _, _, certificate = enrol.add(site, place.request)
+        place.certificate.write_bytes(certificate.read_bytes())
+    return yard
 
 
-def outcome(out: Path) -> dict[str, Any]:
-    """What a run came to; raises `Invalid`, with the end of its log, where it came to nothing."""
-    path = out / "summary.json"
-    if not path.exists():
-        raise Invalid(f"the run failed:\n{(out / 'run.log').read_text()[-1500:]}")
-    summary: dict[str, Any] = json.loads(path.read_text())
-    return summary
-
-
-def run_there(
-    site: Site, experiment: Experiment, trial: Trial, out: Path, resume: bool = False
-) -> dict[str, Any]:
-    """Run the experiment on a deployment that is up, to its end; what it came to."""
-    roles.finish(launch(site, experiment, trial, out, resume))
-    return {"transport": "grpc", "tls": site.link.tls, "keys": site.link.keys, **outcome(out)}
-
-
-def try_out(site: Site, experiment: Experiment, trial: Trial) -> dict[str, Any]:
-    """Bring the deployment up, run the experiment there, and compare with the loop engine where that can be equal."""
+def try_out(yard: Yard, experiment: Experiment, trial: Trial) -> dict[str, Any]:
+    """Bring the devices up, run the experiment on them, and compare with the loop engine where that can be equal."""
     trial.check(experiment)  # before anything is started
-    out = site.folder / "run"
-    with running(site, trial.fast):
-        summary = run_there(site, experiment, trial, out)
+    out = yard.site.folder / "run"
+    with running(yard):
+        summary = run_there(yard.site, experiment, trial, out)
     lines = [json.loads(line)["seconds"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     if len(lines) > 1:
-        summary["seconds_per_round"] = round(
-            (lines[-1] - lines[0]) / ((len(lines) - 1) * experiment.evaluate_every), 3
-        )
+        rounds = (len(lines) - 1) * experiment.evaluate_every
+        summary["seconds_per_round"] = round((lines[-1] - lines[0]) / rounds, 3)
     if trial.test_mode:
         summary["max_abs_difference_from_loop"] = difference(experiment, out)
     return summary
@@ -122,16 +108,6 @@ def difference(experiment: Experiment, out: Path) -> float:
     model = torch.load(out / "model.pt", weights_only=True)
     truth = run(experiment, engine="loop", device="cpu").model
     return max(float((model[name] - value).abs().max()) for name, value in truth.items())
-
-
-def site(folder: Path, devices: int, trial: Trial, tls: bool = True, keys: bool = True) -> Site:
-    """A new deployment in `folder` for devices of this machine, on ports that nobody uses."""
-    port, control, *others = sorted(free_ports(devices + 2))  # so that enough ports follow the second
-    made = init(folder, Link(port=port, control=control, devices=devices, tls=tls, keys=keys), trial.terms)
-    for i, free in enumerate(others):
-        path = made.device(i) / "uplink.toml"
-        replace(Uplink.load(path), port=free).save(path)
-    return made
 
 
 def fitted(experiment: Experiment, devices: int, rounds: int | None) -> Experiment:
@@ -150,24 +126,9 @@ def fitted(experiment: Experiment, devices: int, rounds: int | None) -> Experime
     )
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses now."""
+def free_port() -> int:
+    """A port that nobody uses now."""
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _wait(site: Site, link: subprocess.Popen[bytes]) -> None:
-    settings = site.link
-    context = ssl.create_default_context(cafile=str(site.server / "ca.crt")) if settings.tls else None
-    url = f"{'https' if settings.tls else 'http'}://127.0.0.1:{settings.control}/health"
-    until = time.monotonic() + STARTING
-    while time.monotonic() < until and link.poll() is None:
-        try:
-            with urlopen(url, context=context, timeout=2):
-                return
-        except (URLError, OSError):
-            time.sleep(0.2)
-    raise Invalid(f"the SuperLink did not start:\n{(site.server / 'link.log').read_text()[-1500:]}")
+        held = stack.enter_context(socket.socket())
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedsim.check import Invalid
@@ -94,12 +94,11 @@ def certify(name: str, key: ec.EllipticCurvePublicKey, by: tuple[Path, Path], da
     return built.public_bytes(Encoding.PEM)
 
 
-def device(key: Path) -> None:
-    """An elliptic-curve key pair in OpenSSH's format: `key`, and `key`.pub beside it."""
-    private = ec.generate_private_key(ec.SECP384R1())
-    write_secret(key, private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    public = private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    key.with_suffix(".pub").write_bytes(public + b"\n")
+def key_of(certificate: Path) -> ec.EllipticCurvePublicKey:
+    """The key in a device's certificate."""
+    key = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    return key
 
 
 def load_key(path: Path) -> ec.EllipticCurvePrivateKey:

@@ -28,7 +28,7 @@ class Settings(Component):
             if name not in known:
                 raise Invalid(f"{path}: {name!r} is unknown; {nearest(name, known)}")
         for name, field in known.items():
-            if name not in said and field.default is MISSING:
+            if name not in said and field.default is MISSING and field.default_factory is MISSING:
                 raise Invalid(f"{path}: {name} is missing")
         values: dict[str, Any] = {name: None if value == "none" else value for name, value in said.items()}
         return cls(**values)

@@ -1,76 +1,73 @@
-"""The folder of a deployment: certificates, a folder for each device, the Flower app, and where the server is."""
+"""The two kinds of folder: the server's, with its authority, and a device's."""
 
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from fedsim.check import Count, Invalid
-from fedsim.deploy import pki
-from fedsim.deploy.agreement import Agreement
+from fedsim.check import Count, Finite, Invalid
+from fedsim.deploy.registry import Registry
 from fedsim.deploy.settings import Settings
+from fedsim.deploy.terms import Terms
 
-DAYS = 365
 LAST = 65535
 Port = Annotated[int, Ge(1), Le(LAST)]
+Optional = Annotated[int, Ge(0), Le(LAST)]  # 0 for none
 NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", re.IGNORECASE)
-ADVICE = """# The terms of this device. The server cannot change them; `fedsim deploy check` says what is wrong here.
-# data         "partition": this device's part of the experiment's data set (a trial), or an .npz file with x and y
-# classes      how many classes the experiment has, where `data` is a file: labels run from 0 to classes - 1
-# min_noise    the least noise multiplier that it answers with
-# max_rounds   the most rounds that it answers, ever
-# epsilon      its privacy budget at `delta`, over all runs; "none" for no budget
-# fingerprint  the one experiment that it takes part in, or "any"
-# test_mode    accept noise that the server can derive: nothing is private then
-# red_team     play a Byzantine client where an experiment asks for one
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link(Settings):
-    """The server's side. Devices reach `host`:`port` by gRPC; the control port is for this machine alone.
+    """The server's settings, in `deploy.toml`.
 
-    Whoever reaches the control port can have code run on every device, so it binds to the loopback address.
+    host, port  under which devices reach it, by gRPC; metrics: the port of the loopback address that Prometheus reads,
+                0 for none
+    bytes       of an answer, and budget: bytes of answers that are received at the same time: the most
+    grace       seconds that a device may be away before a round goes on without it
+    days        that certificates are valid
     """
 
     host: str = "127.0.0.1"
     port: Port = 9092
-    control: Port = 9093
-    devices: Count = 5
-    tls: bool = True
-    keys: bool = True
+    metrics: Optional = 9464
+    bytes: Count = 1 << 28
+    budget: Count = 1 << 31
+    grace: Finite = 30.0
+    days: Count = 365
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.host) > 253 or not NAME.fullmatch(self.host):
             raise Invalid(f"Link.host = {self.host!r}: must be a name in the network or an IPv4 address")
-        if self.control + self.devices > LAST:
-            raise Invalid(
-                f"Link.control = {self.control} with {self.devices} devices: these take the ports that follow, "
-                f"which must be at most {LAST}"
-            )
 
     @property
     def bound(self) -> str:
-        """The address that devices' connections are accepted at."""
-        return "127.0.0.1" if self.host in ("127.0.0.1", "localhost") else "0.0.0.0"
+        """The address at which devices' connections are accepted."""
+        local = self.host in ("127.0.0.1", "localhost")
+        return f"{'127.0.0.1' if local else '0.0.0.0'}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Uplink(Settings):
-    """A device's side: where the server is, and the port of the SuperNode's own API, on the loopback address."""
+    """A device's side, in `uplink.toml`: the server, as host:port, and the port of its own that Prometheus reads."""
 
-    superlink: str
-    tls: bool = True
-    keys: bool = True
-    port: Port = 9094
+    server: str
+    metrics: Optional = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        host, _, port = self.server.rpartition(":")
+        if not NAME.fullmatch(host) or not port.isdecimal() or not 1 <= int(port) <= LAST:
+            raise Invalid(f"Uplink.server = {self.server!r}: must be host:port")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.server.rpartition(":")
+        return host, int(port)
 
 
 @dataclass(frozen=True)
@@ -89,79 +86,53 @@ class Site:
 
     @property
     def server(self) -> Path:
-        """What goes to the server: server.pem, server.key, ca.crt."""
+        """What the server needs beside its settings: server.pem, server.key, ca.crt, devices.json."""
         return self.folder / "server"
 
     @property
-    def app(self) -> Path:
-        return self.folder / "fedsim-app"
-
-    def device(self, i: int) -> Path:
-        """What goes to device i, and nowhere else."""
-        return self.folder / "devices" / str(i)
+    def invitation(self) -> Path:
+        """What a device needs to know of the server, nothing of it secret."""
+        return self.folder / "invitation.toml"
 
     @property
     def link(self) -> Link:
         return Link.load(self.settings)
 
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.server / "devices.json")
 
-def init(folder: Path, link: Link, terms: Mapping[str, Any] = MappingProxyType({})) -> Site:
-    """Make the folder of a deployment, `terms` among those of its devices; raises `Invalid` where there is one."""
-    site = Site(folder.resolve())
-    if site.settings.exists():
-        raise Invalid(f"{folder}: holds a deployment already; allowed is a new folder")
-    try:
-        for each in (site.server, site.authority[0].parent, *(site.device(i) for i in range(link.devices))):
-            each.mkdir(parents=True, exist_ok=True)
-        site.authority[1].parent.chmod(0o700)
-        pki.authority(*site.authority, DAYS)
-        names = list(dict.fromkeys([link.host, "localhost", "127.0.0.1"]))
-        pki.server(site.server / "server.pem", site.server / "server.key", site.authority, names, DAYS)
-        shutil.copy(site.authority[0], site.server)
-        shutil.copytree(Path(__file__).parent / "bundle", site.app)
-        for i in range(link.devices):
-            _device(site, link, i, terms)
-        (site.folder / "README.md").write_text(_readme(site, link))
-        link.save(site.settings)
-    except OSError as error:
-        raise Invalid(f"{folder}: cannot be written ({error.strerror or error})") from None
-    return site
+    def certificate(self, client: int) -> Path:
+        """Where the certificate of a client's device lies until it is brought there."""
+        return self.folder / "certificates" / f"{client}.crt"
 
 
-def _device(site: Site, link: Link, i: int, changes: Mapping[str, Any]) -> None:
-    folder = site.device(i)
-    pki.device(folder / "key")
-    shutil.copy(site.authority[0], folder)
-    Uplink(
-        superlink=f"{link.host}:{link.port}", tls=link.tls, keys=link.keys, port=link.control + 1 + i
-    ).save(folder / "uplink.toml")
-    Agreement(client=i, **changes).save(folder / "device.toml", ADVICE)
+@dataclass(frozen=True)
+class Place:
+    """The paths of a device's folder."""
 
+    folder: Path
 
-def _readme(site: Site, link: Link) -> str:
-    tls = "with TLS" if link.tls else "UNENCRYPTED: everybody on the way reads and changes messages"
-    keys = "by its key" if link.keys else "by NOTHING: anybody can be any device"
-    return f"""# A deployment of fedsim with {link.devices} devices
+    @property
+    def terms(self) -> Terms:
+        return Terms.of(self.folder)
 
-Every machine has fedsim installed; no code travels but the folder `fedsim-app`, which has none.
+    @property
+    def uplink(self) -> Uplink:
+        return Uplink.load(self.folder / "uplink.toml")
 
-1. The server ({link.host}) gets `deploy.toml`, `server`, `fedsim-app`, and of `devices` only the public keys,
-   `devices/i/key.pub`. In two terminals, in the folder that holds these:
+    @property
+    def key(self) -> Path:
+        return self.folder / "device.key"
 
-       fedsim deploy link .
-       fedsim deploy register .
+    @property
+    def certificate(self) -> Path:
+        return self.folder / "device.crt"
 
-2. Device i gets `devices/i` and nothing else. Set its terms in `device.toml`, then
+    @property
+    def authority(self) -> Path:
+        return self.folder / "ca.crt"
 
-       fedsim deploy check devices/i
-       fedsim deploy device devices/i
-
-3. On the server, with an experiment (a recipe's name, or its TOML file) that has a client for each device:
-
-       fedsim deploy check .
-       fedsim deploy run . quickstart --set clients={link.devices} --set attack=none --set byzantine=0
-
-Devices connect to port {link.port} by gRPC, {tls}; the server knows each {keys}.
-Port {link.control} is bound to the server's loopback address: whoever reaches it can have code run on every device.
-`authority` stays where it is: its `ca.key` signs server certificates; keep it off every machine that is on the network.
-"""
+    @property
+    def request(self) -> Path:
+        return self.folder / "request.csr"

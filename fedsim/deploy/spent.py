@@ -74,8 +74,8 @@ class Spent:
         privacy, plan, size = ledger.privacy, ledger.plan, int(fed.sizes[order.client])
         if entry.size not in (None, size):
             raise Invalid(
-                f"run {order.run}: began with {entry.size} examples on this device, which holds {size} now: what it "
-                "has paid is no longer known; allowed is a new run"
+                f"run {order.run}: began with another number of examples on this device: what it has paid is no longer "
+                "known; allowed is a new run"
             )
         if entry.secret not in (None, fed.choice.seed):
             raise Invalid(

@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim.check import Invalid
+from fedsim.config.untrusted import plain_table
 from fedsim.federation import Federation
 from fedsim.flower.memory import Memory, Pending
 from fedsim.flower.order import ARRAYS, EXAMPLES, OWN_DATA, Order, told_of
@@ -92,7 +93,7 @@ def recollect(context: Context, run: str) -> Memory:
 @lru_cache(maxsize=2)
 def federation_of(experiment: str, fingerprint: str) -> Federation:
     """The federation of an experiment in JSON; raises `Invalid` where the string is not the one that was named."""
-    parsed = Experiment.from_json(experiment)
+    parsed = Experiment.from_dict(plain_table(experiment))
     if parsed.fingerprint != fingerprint:
         raise Invalid(f"experiment {parsed.fingerprint}: announced was {fingerprint}")
     return Federation(parsed)

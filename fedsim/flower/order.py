@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Lt, MaxLen
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fedsim.check import Component, Invalid, Natural
+from fedsim.check import Component, Invalid
+from fedsim.config.untrusted import SIZE
 from fedsim.flower.arrays import decode
 from fedsim.flower.payload import Payload
 from fedsim.types import State
 
+Word = Annotated[str, MaxLen(64)]
+Index = Annotated[int, Ge(0), Lt(1 << 31)]
 ARRAYS, ORDER, OWN_DATA, EXAMPLES = "arrays", "order", "own_data", "examples"
 
 
@@ -26,12 +30,12 @@ class Order(Component):
     derived   the noise is to be derived from the experiment's seed, which hides nothing (simulation, tests)
     """
 
-    experiment: str
-    fingerprint: str
-    run: str
-    client: Natural
-    round: Natural
-    accepted: int
+    experiment: Annotated[str, MaxLen(SIZE)]
+    fingerprint: Word
+    run: Word
+    client: Index
+    round: Index
+    accepted: Annotated[int, Ge(-1), Lt(1 << 31)]
     payload: Payload = "float32"
     derived: bool
 
@@ -44,7 +48,7 @@ class Order(Component):
         sent: dict[str, Any] = dict(message.content.config_records.get(ORDER, {}))
         known = {field.name for field in fields(cls)}
         if set(sent) != known:
-            odd = sorted(set(sent) ^ known)
+            odd = [name[:40] for name in sorted(set(sent) ^ known)[:3]]
             raise Invalid(f"a message without an order of this version of fedsim (fields that differ: {odd})")
         return cls(**sent)
 

@@ -29,14 +29,10 @@ FIRST: State = {"accepted": torch.tensor(-1)}  # what is kept of a client that h
 
 @dataclass(frozen=True)
 class Wire:
-    """How messages travel: numbers that are no signs as `payload`; how long a round waits, in seconds, for answers.
-
-    poll  seconds between two looks for answers; None leaves that to Flower (3 s on a SuperLink)
-    """
+    """How messages travel: numbers that are no signs as `payload`; how long a round waits, in seconds, for answers."""
 
     payload: Payload = "float32"
     timeout: float = 600.0
-    poll: float | None = None
 
 
 class Remote:
@@ -71,7 +67,7 @@ class Remote:
     ) -> tuple[State, Messages, Ids]:
         """States, messages (k, d) and the ids of the k clients whose these are, in order."""
         asked = self.ask(fed, states, told, round, ids)
-        return self.read(fed, round, ids, asked, exchange(self.grid, asked, self.wire))
+        return self.read(fed, round, ids, asked, self.grid.send_and_receive(asked, timeout=self.wire.timeout))
 
     def ask(self, fed: Federation, states: State, told: State, round: int, ids: Ids) -> list[Message]:
         """The orders of a round."""
@@ -162,21 +158,6 @@ def told_record(told: State) -> ArrayRecord:
     return ArrayRecord({name: Array(value.cpu().numpy()) for name, value in told.items()})
 
 
-def exchange(grid: Grid, messages: list[Message], wire: Wire) -> Iterable[Message]:
-    """Send, and wait for the answers."""
-    if wire.poll is None:
-        return grid.send_and_receive(messages, timeout=wire.timeout)
-    waiting, until = set(grid.push_messages(messages)), time.monotonic() + wire.timeout
-    replies: list[Message] = []
-    while waiting and time.monotonic() < until:
-        came = list(grid.pull_messages(waiting))
-        replies += came
-        waiting -= {reply.metadata.reply_to_message_id for reply in came}
-        if waiting:
-            time.sleep(wire.poll)
-    return replies
-
-
 def client_of(reply: Message) -> int:
     return int(cast(int, reply.content.metric_records["metrics"]["client"]))
 
@@ -188,7 +169,7 @@ def discover(grid: Grid, clients: int, wire: Wire | None = None) -> dict[int, in
     while len(nodes := sorted(grid.get_node_ids())) < clients and time.monotonic() < until:
         time.sleep(0.5)
     asked = [Message(RecordDict({}), node, MessageType.QUERY) for node in nodes]
-    answers, _ = collect(0, asked, exchange(grid, asked, wire), client_of)
+    answers, _ = collect(0, asked, grid.send_and_receive(asked, timeout=wire.timeout), client_of)
     found = {client: node for node, client in answers.items()}
     missing = sorted(set(range(clients)) - set(found))
     if missing:

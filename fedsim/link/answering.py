@@ -44,7 +44,8 @@ class Installed:
 
 def work(installed: Installed, pipe: Connection, life: Connection) -> None:
     """Answer until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)  # the process that started this one ends it
     threading.Thread(target=_end_with, args=(life,), daemon=True).start()
     journal.to_stderr()
     if installed.memory:
@@ -52,6 +53,7 @@ def work(installed: Installed, pipe: Connection, life: Connection) -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (installed.memory, installed.memory))
     host = Host(installed)
+    pipe.send_bytes(b"")  # ready
     while True:
         try:
             frame = pipe.recv_bytes(installed.limits.size)

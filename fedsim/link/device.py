@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event
+from threading import Event, Lock
 
 import grpc
 
@@ -78,6 +78,7 @@ class Device:
         ]
         if name:
             self._options.append(("grpc.ssl_target_name_override", name))
+        self._busy = Lock()
         self._stream: grpc.Call | None = None
 
     def forever(self) -> None:
@@ -103,11 +104,14 @@ class Device:
             wait = min(2 * wait, LAST)
         journal.say("stopped")
 
-    def stop(self) -> None:
-        """End `forever`, also in the middle of an answer, which is then lost."""
+    def stop(self, patience: float = 0.0) -> None:
+        """End `forever`; an answer that has begun gets so many seconds, and is then lost."""
         self._stopped.set()
+        done = self._busy.acquire(timeout=patience) if patience else False
         if self._stream is not None:
             self._stream.cancel()
+        if done:
+            self._busy.release()
 
     def serve(self) -> None:
         """One stream, from its beginning to its end."""
@@ -122,7 +126,8 @@ class Device:
                     journal.CONNECTIONS.labels("device").inc()
                     journal.say("connected", server=self._server)
                 while frame := self._message(stream):
-                    reply = self._reply(frame)
+                    with self._busy:
+                        reply = self._reply(frame)
                     journal.count("device", "out", sum(map(len, reply)))
                     out.put(reply)
             finally:

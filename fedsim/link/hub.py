@@ -84,7 +84,7 @@ class Hub:
         return {node_of(digest) for digest in self._known()}
 
     def close(self, seconds: float = 1.0) -> None:
-        self._wait(self._server.stop(seconds))
+        self._wait(self._end(seconds))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -107,6 +107,11 @@ class Hub:
         server.add_secure_port(address, credentials)
         await server.start()
         return server
+
+    async def _end(self, seconds: float) -> None:
+        await self._server.stop(seconds)
+        if rest := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(rest, timeout=STALL)  # streams that are being cancelled
 
     async def _serve(self, _: Any, context: Context) -> None:
         """One stream of one device, from its beginning to its end."""
@@ -134,6 +139,7 @@ class Hub:
         if other is not None:
             other.replaced = True
             other.wake.set()
+        journal.NODES.labels(str(node)).set(1)
         self.mail.came(node)
         journal.CONNECTIONS.labels("server").inc()
         journal.say("connected", node=node, key=me.identity.digest, in_place_of_another=other is not None)
@@ -145,6 +151,7 @@ class Hub:
                 del self._streams[node]
             journal.ONLINE.labels("server").set(len(self._streams))
         if mine:
+            journal.NODES.labels(str(node)).set(0)
             self.mail.left(node)
             journal.say("disconnected", node=node)
 

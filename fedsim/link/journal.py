@@ -21,6 +21,10 @@ BYTES = Counter("fedsim_link_bytes", "Bytes of whole frames.", ["side", "way"])
 ONLINE = Gauge(
     "fedsim_link_online", "Devices that are connected to this server, or whether this device is.", ["side"]
 )
+NODES = Gauge("fedsim_link_node_online", "Whether the device that is this node is connected.", ["node"])
+ROUND = Gauge("fedsim_round", "Rounds that are over.")
+ROUNDS = Gauge("fedsim_rounds", "Rounds that the experiment has.")
+SET_ASIDE = Counter("fedsim_set_aside", "Answers that did not count, or did not come.", ["node"])
 
 
 def say(event: str, level: int = logging.INFO, **fields: Any) -> None:
@@ -56,8 +60,10 @@ def to_stderr() -> None:
     """Write what is logged from here on to standard error, as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    LOG.handlers, LOG.propagate = [handler], False
-    LOG.setLevel(logging.INFO)
+    for name in (LOG.name, "flwr"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
 
 
 def expose(port: int) -> None:

@@ -52,6 +52,7 @@ class Mail:
         self._changed = threading.Condition()  # guards all that follows
         self._asked: dict[int, dict[str, Question]] = {}
         self._came: dict[str, tuple[Question, Outcome]] = {}
+        self._there: set[int] = set()
         self._away: dict[int, float] = {}  # since when, by time.monotonic()
 
     def ask(self, question: Question, known: bool) -> None:
@@ -59,7 +60,8 @@ class Mail:
         with self._changed:
             if known:
                 self._asked.setdefault(question.node, {})[question.id] = question
-                self._away.setdefault(question.node, time.monotonic())
+                if question.node not in self._there:
+                    self._away.setdefault(question.node, time.monotonic())
             else:
                 self._came[question.id] = question, Failure("no such device", away=True)
         self._wake(question.node)
@@ -85,12 +87,14 @@ class Mail:
     def came(self, node: int) -> None:
         """A device is there."""
         with self._changed:
+            self._there.add(node)
             self._away.pop(node, None)
             self._changed.notify_all()
 
     def left(self, node: int) -> None:
         """A device is away from now on."""
         with self._changed:
+            self._there.discard(node)
             self._away[node] = time.monotonic()
 
     def fetch(self, ids: Iterable[str]) -> list[tuple[Question, Outcome]]:

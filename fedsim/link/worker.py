@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import get_context
 
 from fedsim.link import journal
 from fedsim.link.answering import Installed, work
 from fedsim.link.frame import seal
+
+STARTING = 600.0  # seconds that a process gets to import its app, which no message can make longer
 
 
 class Worker:
@@ -21,39 +25,8 @@ class Worker:
         self._installed, self._seconds = installed, seconds
         self._start()
 
-    def __call__(self, frame: bytes | bytearray, seconds: float) -> bytes:
-        """The frame of the reply: an error where the process died or took too long."""
-        limit = max(min(seconds, self._seconds), 0.1)
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            self._process.kill()
-
-        timer, began = threading.Timer(limit, end), time.monotonic()
-        timer.start()
-        try:
-            self._pipe.send_bytes(frame)
-            return self._pipe.recv_bytes(self._installed.limits.size)
-        except (EOFError, OSError) as error:
-            reason = f"no answer in {limit:g} s" if late.is_set() else "the process of the ClientApp died"
-            journal.say(
-                "worker ended", reason=reason, after=round(time.monotonic() - began, 1), error=str(error)
-            )
-        finally:
-            timer.cancel()
-        self.close()
-        self._start()
-        return b"".join(seal({"error": reason}))
-
-    def close(self) -> None:
-        """End the process, whatever it does."""
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
-        self._life.close()
-
     def _start(self) -> None:
+        self._ready = self._late = False
         spawn = get_context("spawn")  # gRPC has threads here, and a fork would have none of them
         self._pipe, theirs = spawn.Pipe()
         held, self._life = spawn.Pipe(duplex=False)
@@ -61,3 +34,44 @@ class Worker:
         self._process.start()
         theirs.close()
         held.close()
+
+    def __call__(self, frame: bytes | bytearray, seconds: float) -> bytes:
+        """The frame of the reply: an error where the process died or took too long."""
+        limit = max(min(seconds, self._seconds), 0.1)
+        try:
+            if not self._ready:
+                with self._deadline(STARTING):
+                    self._pipe.recv_bytes(0)
+                self._ready = True
+            with self._deadline(limit):
+                self._pipe.send_bytes(frame)
+                return self._pipe.recv_bytes(self._installed.limits.size)
+        except (EOFError, OSError):
+            late = f"no answer in {limit:g} s" if self._ready else f"not ready after {STARTING:g} s"
+            reason = late if self._late else "the process of the ClientApp died"
+        journal.say("worker ended", logging.WARNING, reason=reason)
+        self.close()
+        self._start()
+        return b"".join(seal({"error": reason}))
+
+    @contextmanager
+    def _deadline(self, seconds: float) -> Iterator[None]:
+        """The process is killed where the body takes longer."""
+
+        def end() -> None:
+            self._late = True
+            self._process.kill()
+
+        timer = threading.Timer(seconds, end)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+        self._life.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -22,10 +24,11 @@ from fedsim.batches import Fixed, Poisson
 from fedsim.check import Invalid
 from fedsim.datasets.load import Digits
 from fedsim.deploy import app
-from fedsim.deploy.agreement import Agreement
 from fedsim.deploy.device import DeviceFederation
 from fedsim.deploy.entropy import normal
 from fedsim.deploy.spent import Spent
+from fedsim.deploy.terms import Terms
+from fedsim.deploy.trial import Trial
 from fedsim.federation import Federation
 from fedsim.flower.grid import FIRST_NODE, InProcessGrid
 from fedsim.flower.remote import Remote, discover
@@ -37,20 +40,20 @@ from fedsim.spec import Experiment
 from fedsim.strategies import NNM, ByzClip21SGD2MPlus, Chain, FedAvg, HeavyBall, Mean, Median
 from fedsim.task import Task
 
-CONFIG: dict[str, Any] = {
-    "recipe": "", "clients": "", "resume": False, "test-mode": True, "red-team": False,
-    "payload": "float32", "timeout": 1.0, "poll": 0.0,
-}  # fmt: skip
+
+def terms(client: int, **changes: Any) -> Terms:
+    """A device's terms, without a budget unless they say otherwise."""
+    return Terms(**{"client": client, "epsilon": None, "delta": None, **changes})
 
 
 class Site:
     """Devices in folders of their own, on a grid in this process, and a server that runs experiments on them."""
 
-    def __init__(self, place: Path, clients: int = 5, **terms: Any) -> None:
+    def __init__(self, place: Path, clients: int = 5, **changes: Any) -> None:
         self.place, self.clients = place, clients
         for i in range(clients):
             self.folder(i).mkdir(parents=True)
-            Agreement(client=i, **{"test_mode": True, **terms}).save(self.folder(i) / "device.toml")
+            terms(i, **{"test_mode": True, **changes}).save(self.folder(i) / "device.toml")
 
     def folder(self, i: int) -> Path:
         return self.place / str(i)
@@ -65,13 +68,11 @@ class Site:
     def run(
         self, e: Experiment, grid: InProcessGrid | None = None, **config: Any
     ) -> tuple[Result, list[str]]:
-        settings: Mapping[str, Any] = {
-            **CONFIG,
-            "experiment": e.to_json(),
-            "out": str(self.place / "out"),
-            **config,
-        }
-        result, remote = app.serve(grid or self.grid(), settings)
+        trial = Trial(config.get("test-mode", True), config.get("red-team", False), timeout=1.0)
+        trial.check(e)
+        grid, out = grid or self.grid(), Path(config.get("out", self.place / "out"))
+        nodes = discover(grid, Federation(e).computing)
+        result, remote = app.serve(grid, Federation(e), trial, nodes, out, config.get("resume", False))
         return result, [each.reason for each in remote.set_aside]
 
     def spent(self, i: int) -> Spent:
@@ -118,13 +119,13 @@ def test_noise_is_normal_and_comes_from_the_system(monkeypatch: pytest.MonkeyPat
 
 def test_a_device_draws_its_own_noise_in_the_right_scale() -> None:
     e = small(privacy=MessageDP(noise=0.3, delta=1e-4))
-    fed = DeviceFederation(e, Agreement(client=2), secret=5, derived=False)
-    clean = DeviceFederation(replace(e, privacy=None), Agreement(client=2), secret=5, derived=False)
+    fed = DeviceFederation(e, terms(2), secret=5, derived=False)
+    clean = DeviceFederation(replace(e, privacy=None), terms(2), secret=5, derived=False)
     state = e.method.client_init(fed.x0)
-    rows = torch.stack([answer(fed, 2, state, {"x": fed.x0}, 0)[1] for _ in range(200)])
-    noise = rows - answer(clean, 2, state, {"x": fed.x0}, 0)[1]
+    rows = torch.stack([answer(fed, 2, state, {"x": fed.x0}, 0).message for _ in range(200)])
+    noise = rows - answer(clean, 2, state, {"x": fed.x0}, 0).message
     assert abs(float(noise.std()) / (0.3 * 2 * 0.3) - 1) < 0.02  # multiplier times sensitivity 2 tau
-    derived = DeviceFederation(e, Agreement(client=2), secret=5, derived=True)
+    derived = DeviceFederation(e, terms(2), secret=5, derived=True)
     keys = fed.keys.of("client", 0, np.array([2]))
     ours, again, address = (each.uniform(keys, 0, 5000) for each in (fed, fed, derived))
     assert torch.equal(address, Federation(e).uniform(keys, 0, 5000))
@@ -132,15 +133,15 @@ def test_a_device_draws_its_own_noise_in_the_right_scale() -> None:
     assert ours.shape == (1, 5000)
     assert kstest(ours[0].numpy(), "uniform").pvalue > 1e-4
     assert torch.equal(
-        answer(derived, 2, state, {"x": fed.x0}, 0)[1], answer(Federation(e), 2, state, {"x": fed.x0}, 0)[1]
+        answer(derived, 2, state, {"x": fed.x0}, 0).message,
+        answer(Federation(e), 2, state, {"x": fed.x0}, 0).message,
     )
 
 
 def test_batches_are_drawn_from_the_devices_secret() -> None:
     e = small(batches=Fixed(3))
     batches = [
-        DeviceFederation(e, Agreement(client=0), secret, derived=False).batch(0, np.array([0])).x
-        for secret in (1, 2)
+        DeviceFederation(e, terms(0), secret, derived=False).batch(0, np.array([0])).x for secret in (1, 2)
     ]
     assert not torch.equal(*batches)
 
@@ -215,7 +216,7 @@ def test_a_ledger_does_not_add_what_has_no_common_epsilon(tmp_path: Path) -> Non
 def test_a_device_stops_at_its_budget_and_the_run_goes_on(tmp_path: Path) -> None:
     e, site = small(privacy=MessageDP(noise=2.0, delta=1e-4), rounds=6), Site(tmp_path)
     budget = gaussian_epsilon(4**0.5 / 2.0, 1e-4)
-    Agreement(client=1, epsilon=budget, delta=1e-4).save(site.folder(1) / "device.toml")
+    terms(1, epsilon=budget, delta=1e-4).save(site.folder(1) / "device.toml")
     result, aside = site.run(e, **{"test-mode": False})
     assert result.frame["answered"].tolist() == [5, 5, 5, 5, 4, 4]
     assert len(aside) == 2
@@ -230,16 +231,16 @@ TERMS: dict[str, tuple[dict[str, Any], str]] = {
     "rounds": ({"max_rounds": 2}, "this device agreed to 2, over all runs"),
     "another experiment": ({"fingerprint": "0" * 16}, "this device agreed to 0000000000000000 alone"),
     "derived noise": ({"test_mode": False}, "this device has test_mode = false"),
-    "budget": ({"epsilon": 0.1}, "this device agreed to 0.1"),
+    "budget": ({"epsilon": 0.1, "delta": 1e-4}, "this device agreed to 0.1"),
     "another client": ({"client": 4}, "this device is client 4"),
 }
 
 
 @pytest.mark.parametrize("case", TERMS)
 def test_terms_are_kept(case: str, tmp_path: Path) -> None:
-    terms, reason = TERMS[case]
+    changes, reason = TERMS[case]
     site = Site(tmp_path)
-    Agreement(**{"client": 3, "test_mode": True, **terms}).save(site.folder(3) / "device.toml")
+    terms(**{"client": 3, "test_mode": True, **changes}).save(site.folder(3) / "device.toml")
     result, aside = site.run(small(), **{"test-mode": case == "derived noise"})
     assert reason in aside[0]
     assert result.frame["answered"].tolist()[-1] == 4
@@ -252,14 +253,14 @@ def test_a_device_is_byzantine_only_where_it_agreed_to(tmp_path: Path) -> None:
         site.run(e)
     _, aside = site.run(e, **{"red-team": True})
     assert "red_team = false" in aside[0]
-    Agreement(client=4, red_team=True, test_mode=True).save(site.folder(4) / "device.toml")
+    terms(4, red_team=True, test_mode=True).save(site.folder(4) / "device.toml")
     result, aside = site.run(e, **{"red-team": True})
     assert not aside
     assert same(result, run(e, engine="loop", device="cpu"))
 
 
 def test_without_privacy_a_budget_is_no_budget(tmp_path: Path) -> None:
-    site = Site(tmp_path, epsilon=1.0)
+    site = Site(tmp_path, epsilon=1.0, delta=1e-4)
     _, aside = site.run(small(privacy=None), **{"test-mode": False})
     assert "an experiment without privacy" in aside[0]
 
@@ -268,7 +269,7 @@ def test_a_round_without_privacy_uses_up_any_budget(tmp_path: Path) -> None:
     site, e = Site(tmp_path, test_mode=False), small()
     site.run(replace(e, privacy=None), **{"test-mode": False})
     assert site.spent(0).epsilon(1e-4) == inf
-    Agreement(client=0, epsilon=100.0, delta=1e-4).save(site.folder(0) / "device.toml")
+    terms(0, epsilon=100.0, delta=1e-4).save(site.folder(0) / "device.toml")
     result, aside = site.run(e, out=str(tmp_path / "private"), **{"test-mode": False})
     assert "would bring epsilon to inf" in aside[0]
     assert result.frame["answered"].tolist() == [4] * 4
@@ -302,8 +303,8 @@ CENTRAL = small(
 def test_the_servers_noise_is_not_the_devices_own(tmp_path: Path) -> None:
     """A server that makes devices believe in noise of its own gets nothing from those who asked for any."""
     site = Site(tmp_path)
-    Agreement(client=0, min_noise=0.5).save(site.folder(0) / "device.toml")
-    Agreement(client=1, epsilon=1000.0).save(site.folder(1) / "device.toml")
+    terms(0, min_noise=0.5).save(site.folder(0) / "device.toml")
+    terms(1, epsilon=1000.0, delta=1e-4).save(site.folder(1) / "device.toml")
     rows, refused = asking(site, CENTRAL)(0, -1)
     assert len(rows) == 3
     assert "noise multiplier 0 in round 0: this device asks for 0.5" in refused[0]
@@ -322,15 +323,15 @@ def test_a_server_takes_no_central_noise_for_private(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- data of its own
-def own(site: Site, i: int, x: Any, y: Any, **terms: Any) -> Path:
+def own(site: Site, i: int, x: Any, y: Any, **changes: Any) -> Path:
     """Give device i a file of its own."""
     path = site.folder(i) / "own.npz"
     np.savez(path, x=x, y=y)
-    Agreement(client=i, data=str(path), **terms).save(site.folder(i) / "device.toml")
+    terms(i, data=str(path), **changes).save(site.folder(i) / "device.toml")
     return path
 
 
-def test_own_data_stay_on_the_device(tmp_path: Path) -> None:
+def test_own_data_stay_on_the_device(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     e, site = small(batches=Fixed(4)), Site(tmp_path)
     held = Federation(e)
     for i in range(5):
@@ -342,16 +343,19 @@ def test_own_data_stay_on_the_device(tmp_path: Path) -> None:
     assert same(result, run(e, engine="loop", device="cpu"))
     path.write_bytes(b"nothing")
     _, aside = site.run(replace(e, seed=2), out=str(tmp_path / "second"))
-    assert "not an .npz file" in aside[0]
+    assert "its own log says why" in aside[0]
+    assert "own.npz" not in aside[0]
+    assert "own.npz" in caplog.text
 
 
-def test_an_example_that_no_clip_bounds_is_no_data(tmp_path: Path) -> None:
+def test_an_example_that_no_clip_bounds_is_no_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One NaN makes the whole message NaN, whatever clip and noise: its presence would be seen."""
     site, x = Site(tmp_path), np.zeros((10, 20), np.float32)
     x[3, 7] = np.inf
     own(site, 0, x, np.zeros(10, np.int64))
     _, refused = asking(site, small(privacy=ExampleDP(clip=1.0, noise=1.0), method=HeavyBall(lr=0.1)))(0, -1)
-    assert "1 of 10 examples with NaN or Inf" in refused[0]
+    assert "its own log says why" in refused[0]
+    assert "1 of 10 examples with NaN or Inf" in caplog.text
     assert site.spent(0).rounds == 0
 
 
@@ -372,14 +376,15 @@ def test_the_server_states_no_epsilon_for_data_that_it_does_not_have(tmp_path: P
     assert site.spent(3).epsilon(1e-4) > 3 * site.spent(2).epsilon(1e-4)
 
 
-def test_the_apps_that_flower_starts(tmp_path: Path) -> None:
-    """The whole ServerApp and ClientApp as `flwr run` starts them, on the recipe of the shipped folder."""
-    import tomllib
-
-    import fedsim.deploy
-
-    bundle = tomllib.loads((Path(fedsim.deploy.__path__[0]) / "bundle" / "pyproject.toml").read_text())
-    config = bundle["tool"]["flwr"]["app"]["config"] | {
+def test_the_apps_on_a_superlink(tmp_path: Path) -> None:
+    """The whole ServerApp and ClientApp as `flwr run` starts them, with the configuration that docs/flower.md shows."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "flower.md").read_text()
+    snippet = tomllib.loads(next(part for part in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)))
+    assert snippet["tool"]["flwr"]["app"]["components"] == {
+        "serverapp": "fedsim.deploy.app:server",
+        "clientapp": "fedsim.deploy.app:client",
+    }
+    config = snippet["tool"]["flwr"]["app"]["config"] | {
         "experiment": small().to_json(),
         "out": str(tmp_path / "run"),
     }

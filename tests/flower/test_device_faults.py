@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Context, RecordDict
-from test_device import Site, asking, same
+from test_device import Site, asking, same, terms
 from test_messages import small
 
 from fedsim.deploy import device
-from fedsim.deploy.agreement import Agreement
 from fedsim.deploy.spent import Spent
 from fedsim.flower.memory import Memory
 from fedsim.flower.order import Order
@@ -25,8 +24,8 @@ from fedsim.runner import run
 def test_a_device_of_which_nothing_came_is_in_the_notes_once(tmp_path: Path) -> None:
     site, e = Site(tmp_path), small()
     for i in (1, 2):
-        Agreement(client=i, min_noise=9.0).save(site.folder(i) / "device.toml")
-    Agreement(client=3, max_rounds=2).save(site.folder(3) / "device.toml")  # answers twice
+        terms(i, min_noise=9.0).save(site.folder(i) / "device.toml")
+    terms(3, max_rounds=2).save(site.folder(3) / "device.toml")  # answers twice
     result, aside = site.run(e, **{"test-mode": False})
     assert len(aside) == 4 + 4 + 2
     (note,) = [note for note in result.notes if "set aside" in note]

@@ -69,6 +69,15 @@ def test_a_device_that_is_away_for_too_long_is_an_error(yard: Yard) -> None:
         assert reply.error.reason == "no such device"
 
 
+def test_a_device_that_is_there_is_never_away(yard: Yard) -> None:
+    with yard.grid(grace=0.3) as grid, running(yard.device(0)):
+        until(lambda: len(grid.get_node_ids()) == 1)
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            (reply,) = grid.send_and_receive([message(yard.nodes[0])], timeout=20)
+            assert not reply.has_error()
+
+
 def test_a_question_is_sent_three_times_at_most(yard: Yard) -> None:
     """A message that ends the device's connection, and would end it for ever."""
     asked = []

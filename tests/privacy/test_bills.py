@@ -126,7 +126,7 @@ def test_what_a_run_began_with_stays() -> None:
     fed = federation()
     spent = answered(fed, 0, 0)
     larger = federation(sizes=(31, 28))
-    with pytest.raises(Invalid, match="began with 30 examples on this device, which holds 31 now"):
+    with pytest.raises(Invalid, match="began with another number of examples on this device"):
         spent.charge(replace(order(larger, 0, 1), fingerprint=fed.experiment.fingerprint), larger)
     fed.choice = Keys(7, 2)
     with pytest.raises(Invalid, match="another secret"):
