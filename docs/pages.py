@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import posixpath
 import re
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,9 @@ from fedsim.experiments.load import expression
 from fedsim.experiments.recipes.median_mean import toy
 from fedsim.experiments.recipes.sign_votes import probabilities
 from fedsim.experiments.study import Study
+
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads this file by its path
+from docstrings import paragraphs, prose
 
 FIRST = ("surface", "privacy", "attack-rule", "f-split", "accuracy", "")  # the order of pictures
 RESULTS = Path(__file__).parent / "results"  # of `fedsim report --small`, each with a text.md
@@ -154,21 +158,6 @@ def markdown(table: pd.DataFrame) -> str:
     )
     rows = [table.columns, ["---"] * len(table.columns), *shown.to_numpy()]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
-
-
-def paragraphs(text: str) -> list[str]:
-    """Docstring paragraphs; one whose columns are aligned keeps its lines."""
-    return [
-        f"```text\n{block}\n```" if re.search(r"\S  +\S", block) else prose(block)
-        for block in text.split("\n\n")
-    ]
-
-
-def prose(text: str) -> str:
-    """Plain text as Markdown, with papers as links."""
-    pieces = re.split(r"(`[^`]*`)", text)
-    safe = [p if p.startswith("`") else re.sub(r"([\\*_<>|\[\]])", r"\\\1", p) for p in pieces]
-    return re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", "".join(safe))
 
 
 def default(field: dataclasses.Field[object]) -> str:
