@@ -8,6 +8,7 @@ from fedsim.experiments.recipes.byz_clip21 import (
     byz_clip21_plus,
 )
 from fedsim.experiments.recipes.cifar import cifar_robust
+from fedsim.experiments.recipes.compression import compression
 from fedsim.experiments.recipes.demo import mnist_robust, quickstart
 from fedsim.experiments.recipes.history import bucketing, centred_clipping
 from fedsim.experiments.recipes.median_mean import median_versus_mean
@@ -27,6 +28,7 @@ __all__ = [
     "byz_clip21_plus",
     "centred_clipping",
     "cifar_robust",
+    "compression",
     "fixing_by_mixing",
     "median_versus_mean",
     "mnist_robust",
