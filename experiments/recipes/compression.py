@@ -18,9 +18,9 @@ from fedsim.task import Task
 EF21 = "EF21(estimator=Polyak(eta=0.1), move=Plain(lr=0.3), up={})"
 METHODS = {
     "heavy ball, 32 bits": "HeavyBall(lr=0.3, momentum=0.9)",
-    "natural, 9 bits": EF21.format("All(coder=Natural)"),
+    "natural, 9 bits": EF21.format("All(coder=NaturalCompression)"),
     "top 10 %, 4.2 bits": EF21.format("TopK(share=0.1)"),
-    "top 10 % natural, 1.9 bits": EF21.format("TopK(share=0.1, coder=Natural)"),
+    "top 10 % natural, 1.9 bits": EF21.format("TopK(share=0.1, coder=NaturalCompression)"),
     "rank 1": EF21.format("RankK(rank=1)"),
     "scaled signs, 1 bit": EF21.format("All(coder=Signs)"),
     "top 1 %, 0.5 bits": EF21.format("TopK(share=0.01)"),

@@ -140,7 +140,7 @@ class Float16(Coder):
 
 
 @dataclass(frozen=True)
-class Natural(Coder):
+class NaturalCompression(Coder):
     """Natural compression (arXiv:1905.10988): up or down to a power of two at random; sign and exponent, 9 bits.
 
     Unbiased, omega = 1/8 (of normal numbers: a subnormal one is 0 or 2^-126). A number of the largest exponent is

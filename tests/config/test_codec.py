@@ -223,3 +223,8 @@ def test_who_names_a_component_of_one_s_own_gets_it(text: str, rule: Rule, tmp_p
     assert changed.rule == rule
     (tmp_path / "e.toml").write_text(changed.to_toml())
     assert resolve(str(tmp_path / "e.toml")).main == changed
+
+
+def test_every_name_belongs_to_one_component() -> None:
+    named = [(name, component) for kind in catalog.KINDS for name, component in catalog.names(kind).items()]
+    assert len({name for name, _ in set(named)}) == len(set(named))

@@ -17,7 +17,7 @@ from fedsim.datasets.split import Dirichlet
 from fedsim.engines.vector import _sum
 from fedsim.federation import Federation, Ids
 from fedsim.gradients import one_client
-from fedsim.messages import All, ByLayer, Natural, RandK, RankK, Signs, TopK
+from fedsim.messages import All, ByLayer, NaturalCompression, RandK, RankK, Signs, TopK
 from fedsim.method import Method
 from fedsim.models import MLP
 from fedsim.privacy import ExampleDP, MessageDP, Privacy, Quantile
@@ -79,7 +79,7 @@ CASES: dict[str, tuple[Method, Rule, Privacy | None]] = {
     "Adam, example": (Adam(lr=0.01), ROBUST, EXAMPLE),
     "EF21": (EF21(up=TopK(0.3)), ROBUST, None),
     "EF21, example": (EF21(up=ByLayer(TopK(0.3)), move=Normalized(0.3)), ROBUST, EXAMPLE),
-    "EF21, message": (EF21(up=TopK(0.3, Natural()), tau=0.3), ROBUST, MESSAGE),
+    "EF21, message": (EF21(up=TopK(0.3, NaturalCompression()), tau=0.3), ROBUST, MESSAGE),
     "EF21, both ways": (
         EF21(IGT(), RandK(0.5, unbiased=False), Normalized(0.3), down=TopK(0.5)),
         ROBUST,
@@ -88,7 +88,7 @@ CASES: dict[str, tuple[Method, Rule, Privacy | None]] = {
     "EF21, variance reduced": (EF21(MVR(), RankK(2), Normalized(0.3, by_layer=True)), ROBUST, EXAMPLE),
     "EF21, Hessian": (EF21(HM(random=True), TopK(0.3)), ROBUST, None),
     "EF14": (EF14(up=All(Signs())), ROBUST, None),
-    "DIANA": (DIANA(up=All(Natural())), ROBUST, None),
+    "DIANA": (DIANA(up=All(NaturalCompression())), ROBUST, None),
     "StochasticVote": (StochasticVote(lr=0.01), MajorityVote(), None),
     "SSVRMV": (SSVRMV(lr=0.01), MajorityVote(), EXAMPLE),
     "DVRSign": (DVRSign(lr=0.01), Mean(), None),

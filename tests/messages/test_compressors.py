@@ -18,7 +18,7 @@ from fedsim.messages import (
     Compressor,
     Float16,
     Float32,
-    Natural,
+    NaturalCompression,
     RandK,
     RankK,
     Signs,
@@ -44,7 +44,7 @@ CODERS: list[Coder] = [
     Float32(),
     BFloat16(),
     Float16(),
-    Natural(),
+    NaturalCompression(),
     Signs(),
     StochasticSigns(),
     StochasticSigns(bound=4.0),
@@ -54,13 +54,21 @@ CODERS: list[Coder] = [
 ]
 COMPRESSORS: list[Compressor] = [
     *(All(coder) for coder in CODERS),
-    *(TopK(share, coder) for share in (0.02, 0.3) for coder in (Float32(), Natural(), Signs(), QSGD())),
-    *(RandK(0.1, unbiased, coder) for unbiased in (True, False) for coder in (Float32(), Natural())),
+    *(
+        TopK(share, coder)
+        for share in (0.02, 0.3)
+        for coder in (Float32(), NaturalCompression(), Signs(), QSGD())
+    ),
+    *(
+        RandK(0.1, unbiased, coder)
+        for unbiased in (True, False)
+        for coder in (Float32(), NaturalCompression())
+    ),
     Threshold(0.5),
     RankK(2),
-    RankK(1, Natural()),
+    RankK(1, NaturalCompression()),
     ByLayer(TopK(0.1)),
-    ByLayer(TopK(0.1, Natural())),
+    ByLayer(TopK(0.1, NaturalCompression())),
     ByLayer(All(Signs())),
     ByLayer(RandK(0.5)),
 ]
@@ -151,13 +159,13 @@ def test_alpha_and_omega_hold(compressor: Compressor) -> None:
 def test_natural_compression_attains_an_eighth() -> None:
     """E(C(t) - t)^2 / t^2 over [1, 2] is (t - 1)(2 - t) / t^2, at its largest, 1/8, where t = 4/3."""
     t = torch.full((200_000,), 4 / 3)
-    error = float((Natural().round(t, source(2)) - t).square().mean() / (16 / 9))
+    error = float((NaturalCompression().round(t, source(2)) - t).square().mean() / (16 / 9))
     assert error == pytest.approx(1 / 8, rel=0.01)
 
 
 def test_natural_compression_of_extremes() -> None:
     v = torch.tensor([0.0, -0.0, 3e38, -3e38, torch.inf, -torch.inf, torch.nan, 1e-40, 1.0, -2.0])
-    out = Natural().round(v, lambda k: torch.full((k,), 1 - 2.0**-24))
+    out = NaturalCompression().round(v, lambda k: torch.full((k,), 1 - 2.0**-24))
     assert out[:2].tolist() == [0, 0]
     assert out[2:4].tolist() == [2.0**127, -(2.0**127)]
     assert not out[4:7].isfinite().any()
@@ -239,7 +247,7 @@ def test_counts_of_bits() -> None:
     """By hand: d = 420 numbers."""
     assert D == 420
     assert All().bits(LAYOUT) == 32 * D
-    assert All(Natural()).bits(LAYOUT) == 9 * D
+    assert All(NaturalCompression()).bits(LAYOUT) == 9 * D
     assert All(Signs()).bits(LAYOUT) == D + 32
     assert TopK(0.02).bits(LAYOUT) == 8 * (32 + 9)
     assert TopK(0.3).bits(LAYOUT) == 126 * 32 + D

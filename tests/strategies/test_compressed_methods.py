@@ -24,7 +24,7 @@ from fedsim.messages import (
     ByLayer,
     Compressor,
     Float32,
-    Natural,
+    NaturalCompression,
     RandK,
     Signs,
     StochasticSigns,
@@ -211,8 +211,8 @@ def test_the_model_that_clients_hold_line_by_line() -> None:
     "up",
     [
         TopK(0.1),
-        TopK(0.3, Natural()),
-        All(Natural()),
+        TopK(0.3, NaturalCompression()),
+        All(NaturalCompression()),
         All(Signs()),
         All(Ternary()),
         RandK(0.2),
@@ -257,7 +257,7 @@ def test_forged_messages_go_through_the_compressor() -> None:
 @pytest.mark.parametrize("attack", [SignFlip(), ALIE()], ids=repr)
 def test_resumes_and_runs_under_attack(attack: SignFlip | ALIE, tmp_path) -> None:  # type: ignore[no-untyped-def]
     e = experiment(
-        EF21(MVR(), TopK(0.2, Natural()), Normalized(0.3), down=TopK(0.5)),
+        EF21(MVR(), TopK(0.2, NaturalCompression()), Normalized(0.3), down=TopK(0.5)),
         clients=9,
         byzantine=2,
         rule=Chain(NNM(), TrimmedMean()),
