@@ -26,6 +26,10 @@ SHOWN = 300  # characters of a value in an error, the most
 
 LEAST_CLIP, MOST_CLIP = 1e-6, 1e6  # float32 measures norms around these
 LEAST_NOISE, MOST_NOISE = 1e-3, 1e4  # beyond these float32 loses the noise, or what it is added to
+LEAST_MOVE = (
+    1e-5  # sensitivity over the norm of what is released: rounding to float32 moves that by up to 5e-8
+)
+LEAST_DEVIATION = 1e-6  # that of the noise over the same norm: some grid points of float32
 
 
 def _clip_norm(value: float) -> float:

@@ -287,8 +287,21 @@ class Federation:
         if experiment.privacy is None:
             return None
         plan = self._plan(experiment.privacy)
-        experiment.privacy.require(plan, experiment.rounds)
+        experiment.privacy.require(plan, experiment.rounds, self._moved(experiment.privacy))
         return Ledger.open(experiment.privacy, plan)
+
+    def _moved(self, privacy: Privacy) -> float:
+        """The least sensitivity of a release, of a client or of the server, over the bound of its norm."""
+        experiment, held = self.experiment, self.sizes[self.sizes > 0]
+        if privacy.level == "central":
+            rows = experiment.active
+            moved = experiment.rule.sensitivity(1.0, rows, min(experiment.f_total, rows - 1))
+            assert moved is not None  # the experiment was checked
+            return moved
+        bound = None if experiment.method.message_bound is None else 1.0
+        return float(
+            (privacy.client_sensitivity(experiment.batches, held, bound) * privacy.sensitivity(0)).min()
+        )
 
     def _plan(self, privacy: Privacy) -> Plan:
         """Who takes part in which rounds, and how many examples clients hold."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import nan
@@ -112,25 +111,30 @@ class Layerwise:
             norms = {name: layer.square_norms(kept[name], back[name]) for name, layer in self.layers.items()}
             squares = torch.stack([each.squares for each in norms.values()])
             sure = torch.stack([each.sure for each in norms.values()]).all(0) & (squares.sum(0) <= LARGE**2)
-            factors = clip.weights(squares.unflatten(1, batch.weight.shape), batch.weight)
+            known = sure.view_as(batch.weight)
+            factors = clip.weights(squares.unflatten(1, known.shape), batch.weight * known)
         each = {name: found.each for name, found in norms.items()}
         self.stored = sum(found[0].numel() for found in each.values() if found is not None)
         weights = dict(zip(self.layers, factors.expand(len(each), -1, -1), strict=True))
-        anew = self._anew(x, batch, clip, ~sure.view(n, -1).all(1))
-        if anew:
-            kept, back = (_without(held, anew, n) for held in (kept, back))
-            each = {
-                name: found if found is None else _without({"": found}, anew, n)[""]
-                for name, found in each.items()
-            }
-        return Passed(self, n, kept, back, each, weights, anew)
+        if known.all():
+            return Passed(self, n, kept, back, each, weights, {})
+        for held in (kept, back, each):
+            held.update({name: _only(sure, value) for name, value in held.items() if value is not None})
+        return Passed(self, n, kept, back, each, weights, self._anew(x, batch, clip, ~known))
 
-    def _anew(self, x: Tensor, batch: Batch, clip: Clip, clients: Tensor) -> dict[int, Tensor]:
-        """By the specification, which clips gradients that it has: those (d,) of `clients` (n,) that are True."""
+    def _anew(self, x: Tensor, batch: Batch, clip: Clip, which: Tensor) -> dict[int, Tensor]:
+        """What examples `which` (n, b) add to the gradients (d,) of their clients, by the specification.
+
+        That clips gradients which it has. Of these examples alone: what others add does not depend on them.
+        """
         found = {}
-        for i in clients.nonzero()[:, 0].tolist():
-            own = replace(clip.part(slice(i, i + 1)), inside=None)
-            found[i] = one_client(self.source, x if x.dim() == 1 else x[i], batch.part(i), own, self.loss)
+        for i in (which & (batch.weight > 0)).any(1).nonzero()[:, 0].tolist():
+            some, own = batch.part(i).part(which[i]), clip.part(slice(i, i + 1))
+            inside = None if own.inside is None else torch.zeros_like(own.inside)
+            at = x if x.dim() == 1 else x[i]
+            found[i] = one_client(self.source, at, some, replace(own, inside=inside), self.loss)
+            if own.inside is not None and inside is not None:
+                own.inside.add_(inside)
         return found
 
     def _backward(
@@ -184,7 +188,7 @@ class Passed:
     kept, back  what each layer kept of its input (N, ...), and what came back to its output
     each        gradients of examples that came about, where they did
     weights     of examples (n, b), by layer; None where `back` has them already
-    anew        gradients (d,) of clients that are zero in all this, since no norm found here could be trusted
+    anew        what examples that are zero here, their norms being in doubt, add to their clients' gradients (d,)
     """
 
     route: Layerwise
@@ -229,9 +233,6 @@ class Passed:
         return known.to(next(iter(self.back.values())).dtype)
 
 
-def _without(held: dict[str, Tensor], clients: Iterable[int], n: int) -> dict[str, Tensor]:
-    """Copies of tensors (N, ...) in which all examples of some of n clients are 0."""
-    out = {name: value.clone() for name, value in held.items()}
-    for value in out.values():
-        value.unflatten(0, (n, -1))[list(clients)] = 0
-    return out
+def _only(which: Tensor, value: Tensor) -> Tensor:
+    """A copy of a tensor (N, ...) that is 0 except for examples `which` (N,)."""
+    return value.where(which.view(-1, *[1] * (value.dim() - 1)), 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from math import nan
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +16,13 @@ from fedsim.gradients.layers import (
     Norms,
     Parameters,
     Rows,
+    block_of,
     square,
     total,
     uncancelled,
     weighed,
 )
 from fedsim.layout import LARGE, norms
-
-SANE = 1e4  # norms of inputs and of what comes back, up to which products of float32 tell norms of gradients
 
 
 class Product(Layer):
@@ -87,7 +85,7 @@ class Product(Layer):
 
     def _blocks(self, g: Tensor, numbers: int) -> Iterator[slice]:
         """Some of the N examples at a time, whose inputs of so many numbers fit a block."""
-        size = max(1, _block(g) // numbers)
+        size = max(1, block_of(g) // numbers)
         return (slice(start, start + size) for start in range(0, len(g), size))
 
     def write(
@@ -102,11 +100,6 @@ class Product(Layer):
             rows.put("weight", self.shaped(sums.view(n, *each.shape[1:])))
         if "bias" in self.trained:
             rows.put("bias", total(self.over_places(g), weight, n))
-
-
-def _block(t: Tensor) -> int:
-    """Numbers in a block of inputs: on a CPU one megabyte, which the cache of a core holds."""
-    return 2**18 if t.device.type == "cpu" else 2**26
 
 
 class Linear(Product):
@@ -124,18 +117,22 @@ class Linear(Product):
         return kept.reshape(len(kept), -1, kept.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
 
     def sum_norms(self, kept: Tensor, g: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """The squared norm (n,), float64, of each client's sum, and the length of its terms; NaN where beyond SANE.
+        """The squared norm (n,), float64, of each client's sum, and the length of its terms, of lengths |u||h|.
 
-        Products of float32: digits are lost where the terms, of lengths |u||h|, are much longer than their sum.
+        By products in float64: float32 loses the digits of a norm where inputs are long, or the terms pull apart.
         """
         u, h = kept.reshape(n, -1, kept.shape[-1]), g.reshape(n, -1, g.shape[-1])
-        inner = u @ u.mT if "weight" in self.trained else u.new_zeros(n, u.shape[1], u.shape[1])
-        inner = inner.add_(1.0) if "bias" in self.trained else inner  # a bias is an input of 1
-        back = h @ h.mT
-        sides = inner.diagonal(dim1=1, dim2=2).double(), back.diagonal(dim1=1, dim2=2).double()
-        lengths = (sides[0] * sides[1]).sqrt().sum(1)
-        beyond = torch.maximum(sides[0].amax(1), sides[1].amax(1)) > SANE**2
-        return inner.mul_(back).sum((1, 2)).double(), lengths.masked_fill(beyond, nan)
+        squares, lengths = (g.new_empty(n, dtype=torch.float64) for _ in range(2))
+        size = max(1, block_of(g) // (u.shape[1] * max(u.shape[1], u.shape[2], h.shape[2])))
+        for start in range(0, n, size):
+            some = slice(start, start + size)
+            a, b = u[some].double(), h[some].double()
+            inner = a @ a.mT if "weight" in self.trained else a.new_zeros(len(a), a.shape[1], a.shape[1])
+            inner = inner.add_(1.0) if "bias" in self.trained else inner  # a bias is an input of 1
+            back = b @ b.mT
+            lengths[some] = (inner.diagonal(dim1=1, dim2=2) * back.diagonal(dim1=1, dim2=2)).sqrt().sum(1)
+            squares[some] = inner.mul_(back).sum((1, 2))
+        return squares, lengths
 
     def write_weight(self, kept: Tensor, g: Tensor, rows: Rows, n: int) -> None:
         rows.product("weight", g.reshape(n, -1, g.shape[-1]).mT, kept.reshape(n, -1, kept.shape[-1]))
@@ -188,7 +185,7 @@ class Conv2d(Product):
     def unfolded(self, kept: Tensor, g: Tensor, n: int) -> Tensor:
         """The same by products, of as many clients at a time as a block holds."""
         (o, k), b = self.module.weight.flatten(1).shape, len(g) // n
-        size = max(1, _block(g) // (b * k * (g[0].numel() // o))) * b
+        size = max(1, block_of(g) // (b * k * (g[0].numel() // o))) * b
         sums = []
         for x, back in zip(kept.split(size), g.split(size), strict=True):
             u, h = self.matrices(x, back)

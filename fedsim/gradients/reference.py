@@ -15,6 +15,8 @@ from fedsim.layout import LARGE, norms, trained, unflatten
 from fedsim.losses import CROSS_ENTROPY
 from fedsim.types import Batch, Loss, forward
 
+Parts = dict[str, Tensor]
+
 
 def one_client(
     model: nn.Module,
@@ -59,20 +61,34 @@ def _squares(each: Tensor, sizes: list[int]) -> Tensor:
 
 def _per_example(model: nn.Module, x: Tensor, batch: Batch, loss: Loss) -> Tensor:
     """The gradient of every example, (b, d)."""
-    each, unseen = _sampled(model, x, batch, loss)
-    if unseen:  # or its terms cancel, which float64 has the digits for
-        _, unseen = _sampled(copy.deepcopy(model).double(), x.double(), batch.map(_widened), loss)
-    if unseen:
-        raise Invalid(f"model: {unseen} is read outside of its layer, where Opacus does not see it")
-    return each
+    each, totals = _sampled(model, x, batch, loss)
+    if _unseen(each, totals, 0.0):  # or terms cancel, for which float64 has more digits
+        wide = _sampled(copy.deepcopy(model).double(), x.double(), batch.map(_widened), loss)
+        lost = sum(float((total - totals[name]).norm()) for name, total in wide[1].items())
+        if unseen := _unseen(*wide, lost):
+            raise Invalid(f"model: {unseen} is read outside of its layer, where Opacus does not see it")
+    return torch.cat(list(each.values()), 1)
+
+
+def _unseen(each: Parts, totals: Parts, lost: float) -> str | None:
+    """A weight whose gradients of examples (b, size) do not add up to what autograd has of it in all, (size,).
+
+    `lost` is what rounding to float32 makes of the sums: where that is not small, neither tells anything.
+    """
+    lengths = {name: float(rows.norm(dim=1).sum()) for name, rows in each.items()}
+    rounding = 1e-6 * sum(lengths.values())  # what is left of a gradient that is zero
+    for name, rows in each.items():
+        if (rows.sum(0) - totals[name]).norm() > 1e-3 * lengths[name] + rounding + 10 * lost:
+            return name
+    return None
 
 
 def _widened(t: Tensor) -> Tensor:
     return t.double() if t.is_floating_point() else t
 
 
-def _sampled(model: nn.Module, x: Tensor, batch: Batch, loss: Loss) -> tuple[Tensor, str | None]:
-    """The gradients (b, d) of examples by Opacus; the name of a weight whose sum autograd knows otherwise."""
+def _sampled(model: nn.Module, x: Tensor, batch: Batch, loss: Loss) -> tuple[Parts, Parts]:
+    """By weight, the gradients (b, size) of examples, which Opacus has, and their sums (size,), which autograd has."""
     from opacus import GradSampleModule
 
     if not isinstance(batch.x, Tensor) and any(p.requires_grad for p in model.parameters(recurse=False)):
@@ -95,15 +111,10 @@ def _sampled(model: nn.Module, x: Tensor, batch: Batch, loss: Loss) -> tuple[Ten
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.filterwarnings("ignore", "Full backward hook is firing|In CPU autocast")  # of no consequence
         torch.autograd.backward(loss(forward(sampled, {}, batch.x), batch.y).sum())
-    named = list(trained(model).items())
-    each = [_of_weight(p, len(batch.y)) for _, p in named]
-    lengths = [float(rows.norm(dim=1).sum()) for rows in each]
-    rounding = 1e-6 * sum(lengths)  # what is left of a gradient that is zero
-    for (name, p), rows, length in zip(named, each, lengths, strict=True):
-        total = torch.zeros_like(p) if p.grad is None else p.grad
-        if (rows.sum(0) - total.flatten()).norm() > 1e-3 * length + rounding:
-            return torch.cat(each, 1), name
-    return torch.cat(each, 1), None
+    named = trained(model)
+    each = {name: _of_weight(p, len(batch.y)) for name, p in named.items()}
+    totals = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in named.items()}
+    return each, {name: total.detach().flatten() for name, total in totals.items()}
 
 
 def _of_weight(p: Any, b: int) -> Tensor:
@@ -113,7 +124,7 @@ def _of_weight(p: Any, b: int) -> Tensor:
 
 
 def require_certain(model: nn.Module, x: Tensor, batch: Batch, loss: Loss = CROSS_ENTROPY) -> None:
-    """Raise `Invalid` where the gradient of a batch at x depends on chance, which would have no address."""
+    """Raise `Invalid` where gradients at x depend on chance, which would have no address, or on other examples."""
     found = []
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
         for seed in range(2):
@@ -124,6 +135,19 @@ def require_certain(model: nn.Module, x: Tensor, batch: Batch, loss: Loss = CROS
         raise Invalid(
             "model: its gradient depends on chance, whose draws have no address: leave out what is random"
         )
+    if _mixed(model, x, batch, loss) and _mixed(
+        copy.deepcopy(model).double(), x.double(), batch.map(_widened), loss
+    ):
+        raise Invalid("model: an example's gradient depends on the other examples of its batch")
+
+
+def _mixed(model: nn.Module, x: Tensor, batch: Batch, loss: Loss) -> bool:
+    """Whether the gradient of a batch is another than the sum of its examples' own, each by itself."""
+    alone = torch.stack(
+        [one_client(model, x, batch.part(slice(j, j + 1)), loss=loss) for j in range(len(batch.y))]
+    )
+    apart = (one_client(model, x, batch, loss=loss) - alone.sum(0)).norm()
+    return bool(apart > 1e-3 * alone.norm(dim=1).sum() + 1e-6)
 
 
 def require_independent(model: nn.Module) -> None:

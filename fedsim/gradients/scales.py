@@ -8,8 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim.gradients.layers import Layer, Norms, Parameters, Rows, square, total, uncancelled, weighed
-from fedsim.layout import LARGE
+from fedsim.gradients.layers import (
+    Layer,
+    Norms,
+    Parameters,
+    Rows,
+    block_of,
+    square,
+    total,
+    uncancelled,
+    weighed,
+)
+from fedsim.layout import LARGE, norms
 
 
 class Norm(Layer):
@@ -101,10 +111,16 @@ class Embedding(Layer):
         return g if padding is None else g.masked_fill((kept == padding).unsqueeze(-1), 0.0)
 
     def square_norms(self, kept: Tensor, g: Tensor) -> Norms:
-        x, g = kept.flatten(1), self._without_padding(kept, g).reshape(len(g), -1, g.shape[-1]).double()
-        same = x.unsqueeze(1) == x.unsqueeze(2)
-        squares = ((g @ g.mT) * same).sum((1, 2))
-        return Norms(squares, uncancelled(squares, torch.linalg.vector_norm(g, dim=-1).sum(1)))
+        """From the sums over the places of an example that have the same index."""
+        x, g = kept.flatten(1), self._without_padding(kept, g).reshape(len(g), -1, g.shape[-1])
+        squares, (n, t, width) = g.new_empty(len(g), dtype=torch.float64), g.shape
+        size = max(1, block_of(g) // (t * width))
+        for start in range(0, n, size):
+            some = g[start : start + size].double()
+            sums = torch.zeros_like(some).flatten(0, 1)
+            sums.index_add_(0, _groups(x[start : start + size]).flatten(), some.flatten(0, 1))
+            squares[start : start + size] = sums.view(len(some), -1).square().sum(1)
+        return Norms(squares, uncancelled(squares, norms(g).double().sum(1)))
 
     def write(
         self, kept: Tensor, g: Tensor, weight: Tensor | None, each: Tensor | None, rows: Rows, n: int
@@ -114,3 +130,12 @@ class Embedding(Layer):
             view.zero_()
         client = self._client(kept, n).expand_as(kept)
         view.index_put_((client, kept), weighed(self._without_padding(kept, g), weight), accumulate=True)
+
+
+def _groups(x: Tensor) -> Tensor:
+    """Where each of the indices x (N, t) belongs, (N, t): the same number below N t for equal indices of a row."""
+    ordered, order = x.sort(1)
+    rank = torch.zeros_like(x)
+    rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
+    first = torch.arange(0, x.numel(), x.shape[1], device=x.device).unsqueeze(1)
+    return torch.empty_like(x).scatter_(1, order, rank + first)

@@ -10,9 +10,10 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cache
 from math import sqrt
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from fedsim.accounting import (
@@ -29,6 +30,8 @@ from fedsim.accounting import (
 from fedsim.batches import Adjacency, Batches
 from fedsim.check import (
     LEAST_CLIP,
+    LEAST_DEVIATION,
+    LEAST_MOVE,
     LEAST_NOISE,
     MOST_CLIP,
     MOST_NOISE,
@@ -123,13 +126,27 @@ class Privacy(Component):
         """The standard deviation of a round's noise over `client_sensitivity`, example-level also over the clip."""
         return self.multiplier(plan) * float(self.factors((round,))[0]) * self.sensitivity(round)
 
-    def require(self, plan: Plan, rounds: int) -> None:
-        """Raise `Invalid` where the noise of one of so many rounds is more, or less, than float32 carries."""
+    def require(self, plan: Plan, rounds: int, moved: float) -> None:
+        """Raise `Invalid` where the noise of one of so many rounds is more, or less, than float32 carries.
+
+        `moved`: the least sensitivity of a release over the bound of its norm.
+        """
+        name = type(self).__name__
+        if moved < LEAST_MOVE:
+            raise Invalid(
+                f"{name}: {self.unit} moves a release by {moved:.2g} of its bound only; allowed is at least "
+                f"{LEAST_MOVE:g}: float32 has seven digits, so take smaller batches or fewer clients a round"
+            )
         multipliers = self.multiplier(plan) * self.factors(tuple(range(rounds)))
         for round, z in enumerate(multipliers.tolist()):
+            if z * moved < LEAST_DEVIATION and z >= LEAST_NOISE:
+                raise Invalid(
+                    f"{name}: noise of {z * moved:.2g} times the bound of what it is added to, in round {round}; "
+                    f"allowed is at least {LEAST_DEVIATION:g}: float32 has seven digits and would round it away"
+                )
             if not LEAST_NOISE <= z <= MOST_NOISE:
                 raise Invalid(
-                    f"{type(self).__name__}: a noise multiplier of {z:.3g} in round {round}; allowed is from "
+                    f"{name}: a noise multiplier of {z:.3g} in round {round}; allowed is from "
                     f"{LEAST_NOISE:g} to {MOST_NOISE:g}: beyond that float32 loses the noise, or what it is added to"
                 )
 
@@ -224,7 +241,7 @@ class Quantile(Component):
     start: FiniteClipNorm
     target: Chance = 0.5
     speed: Finite = 0.2
-    spend: Chance = 0.01
+    spend: Annotated[float, Ge(1e-6), Le(0.99)] = 0.01
 
 
 @dataclass(frozen=True)
@@ -256,8 +273,8 @@ class ExampleDP(Privacy):
             raise Invalid(f"ExampleDP.clip = {self.clip!r}: {bound:.3g} in round {round}; {allowed}")
         return bound
 
-    def require(self, plan: Plan, rounds: int) -> None:
-        super().require(plan, rounds)
+    def require(self, plan: Plan, rounds: int, moved: float) -> None:
+        super().require(plan, rounds, moved)
         for round in range(rounds):
             self.bound(round)
 

@@ -24,13 +24,14 @@ from fedsim.gradients import ClientGradients, Clip, one_client
 from fedsim.gradients.fallback import Loop, Vmap
 from fedsim.layout import clip_, flatten, norms
 from fedsim.losses import CROSS_ENTROPY
+from fedsim.method import Method
 from fedsim.models import MLP
 from fedsim.privacy import ExampleDP, MessageDP, Quantile
 from fedsim.round import Server
 from fedsim.spec import Experiment
 from fedsim.strategies import ByzClip21SGD2M, ByzClipSGD, FedAvg, FedSGD, Mean, SafeDSHB
 from fedsim.task import Task
-from fedsim.types import Batch, Method
+from fedsim.types import Batch
 
 SLACK = 1 + 1e-5
 BOUNDS = [1e-6, 1e-3, 1.0, 1e6]
