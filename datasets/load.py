@@ -18,11 +18,33 @@ import torch
 from torch import Tensor
 
 from fedsim.check import Count, Invalid, Natural, NonNegative
+from fedsim.datasets.arrays import Arrays, Npz
+from fedsim.datasets.files import data_root
 from fedsim.datasets.holdout import Holdout
+from fedsim.datasets.hub import HuggingFace
+from fedsim.datasets.leaf import FEMNIST
+from fedsim.datasets.pickled import arrays
+from fedsim.datasets.table import Table
+from fedsim.datasets.text import Shakespeare, Text
 from fedsim.datasets.vision import vision_datasets
 from fedsim.types import Data, Dataset, Examples, single
 
-__all__ = ["CIFAR10", "MNIST", "Blobs", "Digits", "FashionMNIST", "Holdout"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "FEMNIST",
+    "MNIST",
+    "Arrays",
+    "Blobs",
+    "Digits",
+    "FashionMNIST",
+    "Holdout",
+    "HuggingFace",
+    "Npz",
+    "Shakespeare",
+    "Table",
+    "Text",
+]
 
 Labelled = tuple[Tensor, Tensor]  # pixels (N, C, H, W) of any number type, labels (N,)
 
@@ -158,6 +180,36 @@ class CIFAR10(Torchvision):
 
 
 @dataclass(frozen=True)
+class CIFAR100(Images):
+    """Small photographs, 50,000 + 10,000, colour 32 x 32, 100 "fine" classes in 20 "coarse" ones (Krizhevsky 2009).
+
+    From the folder cifar-100-python in FEDSIM_DATA, its pickle files, of which arrays alone are read.
+    """
+
+    labels: Literal["fine", "coarse"] = "fine"
+
+    def read(self) -> tuple[Labelled, Labelled, int]:
+        train, test = (self._part(part) for part in ("train", "test"))
+        return train, test, 255
+
+    def _part(self, part: str) -> Labelled:
+        path = data_root() / "cifar-100-python" / part
+        if not path.is_file():
+            raise Invalid(
+                f"CIFAR100: no file {path.absolute()}: FEDSIM_DATA must name the folder that holds it"
+            )
+        found = arrays(path)
+        pixels, y = np.asarray(found.get("data")), np.asarray(found.get(f"{self.labels}_labels"))
+        if (
+            pixels.dtype != np.uint8
+            or pixels.shape != (len(y) if y.ndim else 0, 3072)
+            or y.dtype.kind not in "iu"
+        ):
+            raise Invalid(f"{path}: must hold data (N, 3072) of bytes and {self.labels}_labels (N,)")
+        return torch.from_numpy(pixels.reshape(-1, 3, 32, 32)), torch.from_numpy(y)
+
+
+@dataclass(frozen=True)
 class Blobs(Data):
     """Synthetic: balanced classes, x = centre_y + noise * N(0, I), centres from N(0, I); x (N, features)."""
 
@@ -179,11 +231,6 @@ class Blobs(Data):
             )
 
         return Dataset(draw(self.train), draw(self.test), self.classes)
-
-
-def data_root() -> Path:
-    """The folder of the data sets: FEDSIM_DATA, else `data` in the working directory."""
-    return Path(os.environ.get("FEDSIM_DATA", "data"))
 
 
 def _idx(path: Path, axes: int) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import cos, radians, sin
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from fedsim.check import Count, Invalid, NonNegative
+from fedsim.check import Count, File, Invalid, NonNegative
+from fedsim.check import Natural as Place
+from fedsim.datasets.files import located
 from fedsim.types import Dataset, Split, single
 
 __all__ = [
@@ -22,12 +27,13 @@ __all__ = [
     "Extreme",
     "FeatureShift",
     "GammaSimilarity",
+    "Indices",
     "Natural",
     "QuantitySkew",
     "Shards",
 ]
 
-Indices = NDArray[np.int64]
+Ids = NDArray[np.int64]
 Concentration = Annotated[float, Ge(1e-6), Le(1e6)]
 Degrees = Annotated[float, Ge(-360), Le(360)]
 
@@ -36,7 +42,7 @@ Degrees = Annotated[float, Ge(-360), Le(360)]
 class IID(Split):
     """At random, in parts whose sizes differ by one at most."""
 
-    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Indices]:
+    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Ids]:
         return np.array_split(rng.permutation(enough(dataset, n)), n)
 
 
@@ -52,9 +58,9 @@ class Dirichlet(Split):
     alpha: Concentration = 1.0
     min_size: Count = 1
 
-    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Indices]:
+    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Ids]:
         enough(dataset, n * self.min_size)
-        parts: list[list[Indices]] = [[] for _ in range(n)]
+        parts: list[list[Ids]] = [[] for _ in range(n)]
         for members in by_class(dataset, rng):
             shares = rng.dirichlet(np.full(n, self.alpha))
             for part, piece in zip(parts, cut(members, shares), strict=True):
@@ -68,7 +74,7 @@ class Shards(Split):
 
     per_client: Count = 2
 
-    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Indices]:
+    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Ids]:
         enough(dataset, n * self.per_client)
         shards = np.array_split(np.concatenate(by_class(dataset, rng)), n * self.per_client)
         dealt = rng.permutation(len(shards)).reshape(n, self.per_client)
@@ -83,7 +89,7 @@ class QuantitySkew(Split):
 
     alpha: Concentration = 0.5
 
-    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Indices]:
+    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Ids]:
         order = rng.permutation(enough(dataset, n))
         return fill(cut(order, rng.dirichlet(np.full(n, self.alpha))), 1, rng)
 
@@ -98,7 +104,7 @@ class GammaSimilarity(Split):
 
     gamma: Annotated[float, Ge(0), Le(1)] = 0.5
 
-    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Indices]:
+    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Ids]:
         size = enough(dataset, n)
         at_random = np.zeros(size, np.bool_)
         at_random[rng.permutation(size)[: round(self.gamma * size)]] = True
@@ -119,7 +125,7 @@ class Extreme(Split):
     With fewer clients than classes each client holds several whole classes.
     """
 
-    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Indices]:
+    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Ids]:
         enough(dataset, n)
         classes = [members for members in by_class(dataset, rng) if len(members)]
         if n <= len(classes):
@@ -141,11 +147,12 @@ class Natural(Split):
     Raises `Invalid` where the data set names no owners, or fewer than clients.
     """
 
-    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Indices]:
+    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Ids]:
         if dataset.groups is None:
-            lacks = "Natural: the data set names no owners of its examples"
             raise Invalid(
-                f"{lacks} (MNIST has them where QMNIST/raw/qmnist-train-labels-idx2-int.gz lies beside it)"
+                "Natural: the data set names no owners of its examples; Arrays, Npz, Table and HuggingFace have a "
+                "field owner, Text and FEMNIST have owners, and MNIST where QMNIST/raw/qmnist-train-labels-idx2-int.gz "
+                "lies beside it"
             )
         groups = dataset.groups.numpy()
         order = np.argsort(groups, kind="stable")
@@ -153,6 +160,66 @@ class Natural(Split):
         if len(owners) < n:
             raise Invalid(f"clients: Natural has {len(owners)} owners of examples, too few for {n} clients")
         return whole(owners, n, rng)
+
+
+@dataclass(frozen=True)
+class Indices(Split):
+    """A split of one's own: the training examples of each client by their places, or a .json file with such lists.
+
+    Indices([[0, 2, 4], [1, 3]]); each example to one client at most, and an example to every client.
+    """
+
+    parts: tuple[tuple[Place, ...], ...] | File
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.parts, str):
+            lists = tuple(tuple(np.asarray(part).tolist()) for part in self.parts)
+            object.__setattr__(self, "parts", lists)
+        super().__post_init__()
+
+    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Ids]:
+        parts = self._read(self.parts) if isinstance(self.parts, str) else self.parts
+        if len(parts) != n:
+            raise Invalid(f"clients: {n} hold data, and Indices has {len(parts)} lists; must be one for each")
+        return [np.array(part, np.int64) for part in parts]
+
+    def _read(self, path: str) -> tuple[tuple[int, ...], ...]:
+        where = located(path, "Indices.parts")
+        try:
+            found = json.loads(where.read_text())
+            if not all(isinstance(i, int) and i >= 0 for part in found for i in part):
+                raise TypeError("a place must be a whole number from 0 on")
+        except (OSError, ValueError, TypeError) as error:
+            raise Invalid(f"Indices.parts = {path!r}: not a list of lists in JSON ({error})") from None
+        return tuple(map(tuple, found))
+
+
+class Own(Split):
+    """A split that is a user's function deal(dataset, n, rng) -> index arrays, known by the place where that stands."""
+
+    function: ClassVar[Callable[[Dataset, int, np.random.Generator], list[Ids]]]
+
+    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Ids]:
+        name = type(self).__name__
+        try:
+            parts = [np.asarray(part) for part in type(self).function(dataset, n, rng)]
+        except Invalid:
+            raise
+        except Exception as error:
+            raise Invalid(f"split = {name}: raises {type(error).__name__}: {str(error)[:200]}") from error
+        if len(parts) != n or any(p.ndim != 1 or (len(p) and p.dtype.kind not in "iu") for p in parts):
+            raise Invalid(
+                f"split = {name}: gives {len(parts)} parts; must be {n} lists of places (whole numbers)"
+            )
+        return [part.astype(np.int64) for part in parts]
+
+
+@cache
+def own(function: Callable[..., Any]) -> type[Split]:
+    """The split that a function is, as a component."""
+    place = {"__module__": function.__module__, "__qualname__": function.__qualname__}
+    members = {**place, "__doc__": function.__doc__, "function": staticmethod(function)}
+    return dataclass(frozen=True)(type(function.__name__, (Own,), members))
 
 
 @dataclass(frozen=True)
@@ -169,7 +236,7 @@ class FeatureShift(Split):
     rotation: Degrees = 0.0
     noise: NonNegative = 0.0
 
-    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Indices]:
+    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Ids]:
         if self.rotation and single(dataset.train.x, "FeatureShift").dim() != 4:
             raise Invalid(f"FeatureShift.rotation = {self.rotation}: only pictures can be turned, use 0")
         return self.split.deal(dataset, n, rng)
@@ -191,19 +258,24 @@ def enough(dataset: Dataset, needed: int) -> int:
     return size
 
 
-def by_class(dataset: Dataset, rng: np.random.Generator) -> list[Indices]:
+def by_class(dataset: Dataset, rng: np.random.Generator) -> list[Ids]:
     """The training examples of each class, in random order."""
+    if dataset.train.y.dim() != 1 or dataset.train.y.is_floating_point():
+        raise Invalid(
+            "split: deals by class, and the data set's examples are of no one class; allowed are IID, QuantitySkew, "
+            "Natural, Indices or one of one's own"
+        )
     labels = dataset.train.y.numpy()
     return [rng.permutation(np.flatnonzero(labels == label)) for label in range(dataset.classes)]
 
 
-def cut(members: Indices, shares: NDArray[np.float64]) -> list[Indices]:
+def cut(members: Ids, shares: NDArray[np.float64]) -> list[Ids]:
     """`members` in consecutive pieces in proportion to the shares."""
     edges = np.rint(np.cumsum(shares)[:-1] / shares.sum() * len(members)).astype(np.int64)
     return np.split(members, edges)
 
 
-def fill(parts: list[Indices], least: int, rng: np.random.Generator) -> list[Indices]:
+def fill(parts: list[Ids], least: int, rng: np.random.Generator) -> list[Ids]:
     """Parts of at least `least` examples each: the largest part gives to one that has too few."""
     for poor in range(len(parts)):
         while len(parts[poor]) < least:
@@ -215,7 +287,7 @@ def fill(parts: list[Indices], least: int, rng: np.random.Generator) -> list[Ind
     return parts
 
 
-def whole(bundles: list[Indices], n: int, rng: np.random.Generator) -> list[Indices]:
+def whole(bundles: list[Ids], n: int, rng: np.random.Generator) -> list[Ids]:
     """n parts of whole bundles, whose numbers of bundles differ by one at most."""
     dealt = np.array_split(rng.permutation(len(bundles)), n)
     return [np.concatenate([bundles[i] for i in mine]) for mine in dealt]

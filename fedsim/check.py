@@ -9,7 +9,7 @@ from functools import cache
 from math import inf
 from typing import Annotated, Any, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 from pydantic_core import core_schema
 
@@ -42,6 +42,10 @@ ClipNorm = Annotated[float, AfterValidator(_clip_norm)]  # an L2 norm that vecto
 FiniteClipNorm = Annotated[float, Ge(LEAST_CLIP), Le(MOST_CLIP)]
 StepSize = Annotated[float, Ge(1e-12), Le(1e6)]
 NoiseMultiplier = Annotated[float, Ge(LEAST_NOISE), Le(MOST_NOISE)]  # deviation over sensitivity
+
+
+FILE = "names a file of this machine"  # marks a text: a definition that came over a network may hold none
+File = Annotated[str, MinLen(1), FILE]
 
 
 class Invalid(ValueError):

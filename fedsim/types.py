@@ -71,15 +71,17 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A loaded data set, resident as whole tensors; `groups` (N,) names a natural owner of each training example.
+    """A loaded data set, resident as whole tensors.
 
     classes  labels are below it; 0 where there are no classes
+    groups, test_groups  (N,), a number for the natural owner of each training and each test example
     """
 
     train: Examples
     test: Examples
     classes: int
     groups: Tensor | None = None
+    test_groups: Tensor | None = None
 
 
 class Data(Component):

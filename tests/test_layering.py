@@ -17,6 +17,7 @@ FOLDERS = ("strategies", "attacks", "datasets", "experiments")
 MACHINE = ("fedsim.check", "fedsim.machine")
 NOUNS = (
     *MACHINE,
+    "fedsim.held",
     "fedsim.types",
     "fedsim.method",
     "fedsim.losses",

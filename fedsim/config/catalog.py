@@ -19,6 +19,7 @@ KINDS = {
     "methods": ("fedsim.strategies", "fedsim.method:Method"),
     "attacks": ("fedsim.attacks", "fedsim.types:Attack"),
     "splits": ("fedsim.datasets.split", "fedsim.types:Split"),
+    "tokenizers": ("fedsim.datasets.text", "fedsim.datasets.text:Tokenizer"),
     "datasets": ("fedsim.datasets.load", "fedsim.types:Data"),
     "models": ("fedsim.models", "fedsim.types:Model"),
     "batches": ("fedsim.batches", "fedsim.batches:Batches"),

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fedsim.check import Component, Invalid, nearest
+from fedsim.check import FILE, Component, Invalid, nearest
 from fedsim.config.catalog import find, place
 
 C = TypeVar("C", bound=Component)
@@ -115,6 +115,10 @@ def _expression(node: ast.expr, field: str) -> Any:
 
 def _value(hint: Any, raw: Any, field: str, own: bool) -> Any:
     """A raw value as what a type hint asks for; the bounds themselves are checked by the component that takes it."""
+    if isinstance(raw, str) and not own and raw != "none" and _of_a_file(hint):
+        raise Invalid(
+            f"{field} = {raw!r}: names a file of this machine, which what came over a network may not"
+        )
     options = list(_options(hint))
     bases = tuple(o for o in options if isinstance(o, type) and issubclass(o, Component))
     inner = [get_args(o)[0] for o in options if get_origin(o) is tuple]
@@ -205,6 +209,11 @@ def _own_tree(text: str) -> ast.expr | None:
         if isinstance(node, ast.Name):
             node.id = names.get(node.id, node.id)
     return tree
+
+
+def _of_a_file(hint: Any) -> bool:
+    """Whether the text that a type hint takes is the path of a file."""
+    return FILE in get_args(hint) or any(map(_of_a_file, get_args(hint)))
 
 
 def _options(hint: Any) -> list[Any]:
