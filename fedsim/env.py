@@ -11,7 +11,7 @@ from fedsim.check import Invalid
 from fedsim.federation import Federation, Ids
 from fedsim.keys import SHARED, uniform
 from fedsim.messages import Compressor
-from fedsim.messages.coders import Uniform
+from fedsim.messages.coder import Uniform
 from fedsim.types import Batch, State
 
 HERE = np.array([SHARED])

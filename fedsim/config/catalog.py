@@ -26,7 +26,7 @@ KINDS = {
     "privacy": ("fedsim.privacy", "fedsim.privacy:Privacy"),
     "clips": ("fedsim.privacy", "fedsim.privacy:Quantile"),
     "compressors": ("fedsim.messages", "fedsim.messages.compressor:Compressor"),
-    "coders": ("fedsim.messages", "fedsim.messages.coders:Coder"),
+    "coders": ("fedsim.messages", "fedsim.messages.coder:Coder"),
     "estimators": ("fedsim.strategies.methods.estimators", "fedsim.strategies.methods.estimators:Estimator"),
     "moves": ("fedsim.strategies.methods.ef21", "fedsim.strategies.methods.ef21:Move"),
     "schedules": ("fedsim.schedule", "fedsim.schedule:Schedule"),

@@ -1,19 +1,11 @@
 """Compressed messages: which numbers of a vector are sent, how a number is written, and what travels."""
 
-from fedsim.messages.coders import (
-    QSGD,
-    BFloat16,
-    Coder,
-    Float16,
-    Float32,
-    NaturalCompression,
-    Signs,
-    StochasticSigns,
-    Ternary,
-)
+from fedsim.messages.coder import Coder
 from fedsim.messages.compressor import Compressor
+from fedsim.messages.floats import BFloat16, Float16, Float32, NaturalCompression
 from fedsim.messages.layers import ByLayer, RankK
 from fedsim.messages.selection import All, RandK, Threshold, TopK
+from fedsim.messages.signs import QSGD, Signs, StochasticSigns, Ternary
 
 __all__ = [
     "QSGD",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedsim.check import Component
 from fedsim.layout import Layout
-from fedsim.messages.coders import Coder, Uniform
+from fedsim.messages.coder import Coder, Uniform
 from fedsim.messages.payload import Fields, Payload, bits
 
 

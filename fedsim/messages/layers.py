@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fedsim.check import Count
 from fedsim.layout import Block, Layout
-from fedsim.messages.coders import Coder, Float32, Uniform
+from fedsim.messages.coder import Coder, Uniform
 from fedsim.messages.compressor import Compressor, contraction
+from fedsim.messages.floats import Float32
 from fedsim.messages.payload import Fields, Payload
 
 

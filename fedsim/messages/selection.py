@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fedsim.check import Invalid, Share
 from fedsim.layout import Layout
-from fedsim.messages.coders import Coder, Float32, Uniform
+from fedsim.messages.coder import Coder, Uniform
 from fedsim.messages.compressor import Compressor, contraction
+from fedsim.messages.floats import Float32
 from fedsim.messages.largest import largest
 from fedsim.messages.payload import Fields, Payload, Words
 

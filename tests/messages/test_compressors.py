@@ -27,7 +27,7 @@ from fedsim.messages import (
     Threshold,
     TopK,
 )
-from fedsim.messages.coders import Uniform
+from fedsim.messages.coder import Uniform
 from fedsim.messages.largest import largest
 from fedsim.messages.payload import bits, pack, unpack
 
