@@ -23,6 +23,7 @@ from fedsim.spec import Experiment
 
 Metrics = dict[str, Any]
 MEASURED = {"round", "accuracy", "loss", "seconds"}  # in every line of metrics
+KEPT = "clients.kept"  # says that clients.bin, where clients keep anything, holds their states at the end
 ANEW = "where its folder is removed, the run begins anew"
 
 
@@ -48,7 +49,7 @@ class Record:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if manifest is None or not resume:
-                for name in ("checkpoint.pt", "metrics.jsonl", "model.pt", "clients.bin"):
+                for name in ("checkpoint.pt", "metrics.jsonl", "model.pt", "clients.bin", KEPT):
                     (folder / name).unlink(missing_ok=True)
             if manifest is None:
                 write_whole(folder / "manifest.json", json.dumps(_describe(experiment), indent=2).encode())
@@ -63,6 +64,11 @@ class Record:
     def finished(self) -> bool:
         """Whether the run came to its end: its model is written last."""
         return self.model.exists()
+
+    @property
+    def kept(self) -> bool:
+        """Whether the clients' states at the end are there, so that a longer run may go on from them."""
+        return (self.folder / KEPT).exists()
 
     @property
     def model(self) -> Path:
@@ -105,11 +111,14 @@ class Record:
             file.write(json.dumps(line).encode() + b"\n")
             return file.tell()
 
-    def save_model(self, state_dict: dict[str, torch.Tensor]) -> None:
-        """The model at the end; the clients' states are of no more use."""
+    def save_model(self, state_dict: dict[str, torch.Tensor], keep: bool = False) -> None:
+        """The model at the end; unless a longer run may go on from here (`keep`), clients' states go."""
         with writing(self.folder):
+            if keep:
+                write_whole(self.folder / KEPT, b"")
             self._save_torch("model.pt", state_dict)
-            self.states.unlink(missing_ok=True)
+            if not keep:
+                self.states.unlink(missing_ok=True)
 
     def metrics(self) -> list[Metrics]:
         """The lines that are whole; raises `Invalid` where they are no metrics, or a finished run has none."""

@@ -19,6 +19,7 @@ from fedsim.layout import parameters
 from fedsim.machine import malloc as heap
 from fedsim.machine.mapped import Space
 from fedsim.machine.threads import one_thread
+from fedsim.prolong import Shorter
 from fedsim.record import Metrics, Record
 from fedsim.round import Seen
 from fedsim.spec import Experiment
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 SAVE_SECONDS = 10.0  # a killed run loses at most about so much work, or where checkpoints take long
 SAVE_SHARE = 0.04  # as much as keeps them to this share of the time,
 DISK = 250e6  # at so many bytes a second until one has been timed
+KEPT = 2**30  # bytes of clients' states that a finished run leaves for a longer one
 LISTED = 50  # clients whose weights are recorded one by one
 
 Progress = Callable[[int, Metrics], None]
@@ -64,18 +66,27 @@ def run(
     progress: Progress | None = None,
     dataset: Dataset | None = None,
     memory: float = heap.MEMORY,
+    start: Path | str | None = None,
+    keep: bool = True,
 ) -> Result:
     """Run an experiment to its last round; with `out`, leave a record there, and go on from it with `resume`.
 
     `progress(round, metrics)` is called after every round with the newest metrics. `dataset` stands in for the
-    task's own, already loaded. What clients keep and the rows of a round take up to `memory` GiB, beyond
-    that they lie in files. Raises `Invalid` for what cannot work; KeyboardInterrupt leaves a checkpoint.
+    task's own, already loaded. What clients keep and the rows of a round take up to `memory` GiB, beyond that they lie
+    in files. `start` is the folder of a finished run of the same experiment with fewer rounds, to go on from; for that
+    `keep` leaves the clients' states, up to 1 GiB, in the record of a finished run. Raises `Invalid` for what cannot
+    work; KeyboardInterrupt leaves a checkpoint.
     """
     engines.find(engine)  # before anything is left behind
     space = Space(memory, Path(out) if out is not None else None)
+    before = Shorter.of(experiment, Path(start)) if start is not None else None
+    if before:
+        before.require(experiment)
     fed = Federation(experiment, choose(device), dataset, space)
     record = Record.open(experiment, Path(out), resume) if out is not None else None
-    return engines.hosted(engine, fed, lambda ask: drive(fed, ask, record, progress))
+    if before and record and not (record.folder / "checkpoint.pt").exists():
+        before.hand_over(record, experiment.evaluate_every)
+    return engines.hosted(engine, fed, lambda ask: drive(fed, ask, record, progress, keep=keep))
 
 
 @one_thread()
@@ -86,14 +97,15 @@ def drive(
     record: Record | None = None,
     progress: Progress | None = None,
     save_seconds: float = SAVE_SECONDS,
+    keep: bool = False,
 ) -> Result:
     """The rounds of a federation with whoever answers, from the record's checkpoint on where it has one."""
     experiment, live = fed.experiment, _start(fed, ask, record)
     saver = record and _Saver(record, save_seconds)
-    lines = record.metrics() if record else []
-    began, begun_at = time.perf_counter(), live.round
-    spent_before = lines[-1]["seconds"] if lines else 0.0
     try:
+        lines = record.metrics() if record else []
+        began, begun_at = time.perf_counter(), live.round
+        spent_before = lines[-1]["seconds"] if lines else 0.0
         while live.goes_on(fed):
             before = live.server.previous
             after, seen = _advance(live, fed, ask)
@@ -113,20 +125,23 @@ def drive(
         if saver:
             saver.save(live)
         raise
+    else:
+        seconds = time.perf_counter() - began
+        keep = keep and live.states.size <= KEPT
+        if record and saver and (live.round > begun_at or not record.finished):
+            saver.save(live, keep)
     finally:
         live.states.close()
-    seconds = time.perf_counter() - began
     model = {name: value.cpu().clone() for name, value in parameters(live.x(fed), fed.model).items()}
     if record and (live.round > begun_at or not record.finished):
-        record.save(live.dump())
-        record.save_model(model)
+        record.save_model(model, keep)
     done = live.round - begun_at
     summary = _summary(fed, lines[-1], done / seconds if done else 0.0) | {
         "out": str(record.folder) if record else None
     }
     import pandas as pd  # slow to import, and of no use before
 
-    return Result(experiment, pd.DataFrame(lines), model, summary, live.notes(fed))
+    return Result(experiment, pd.DataFrame(lines), model, summary, [*live.notes(fed), *_diverged(lines)])
 
 
 def choose(device: str) -> str:
@@ -155,10 +170,14 @@ class _Saver:
         took = max(self.took, live.states.unsaved / DISK)
         return time.perf_counter() - self.at >= (self.seconds and max(self.seconds, took / SAVE_SHARE))
 
-    def save(self, live: Standing) -> None:
+    def save(self, live: Standing, rows: bool = True) -> None:
+        """Also the clients' rows, without which a run does not go on."""
         began = time.perf_counter()
-        with live.states.saving() as rows:
-            self.record.save(live.dump() | {"rows": rows})
+        if not rows:
+            self.record.save(live.dump())
+            return
+        with live.states.saving() as table:
+            self.record.save(live.dump() | {"rows": table})
         self.at = time.perf_counter()
         self.took = self.at - began
 
@@ -186,7 +205,7 @@ def _measure(live: Standing, fed: Federation, seen: Seen | None, before: Tensor 
     deviation: how far the aggregate lies from the honest mean. byzantine_weight: that of the Byzantine rows in it,
     where the rule can say (`influence`); their number over n for the plain mean, 0 where all were filtered. weights:
     of each client, where all took part and they are at most 50. clipped: the share of honest messages that the
-    method's clip of messages has shortened.
+    method's clip of messages has shortened. diverged: only where `has_diverged`, and then true.
     """
     metrics: Metrics = {"round": live.round, **evaluate(fed.model, fed.loss, live.x(fed), fed.test)}
     if seen:
@@ -198,9 +217,39 @@ def _measure(live: Standing, fed: Federation, seen: Seen | None, before: Tensor 
             metrics["clipped"] = seen.clipped
         metrics |= _weights(fed, seen, before, live.round - 1)
     metrics |= fed.bits(live.round)
+    if has_diverged(metrics, fed.classes):
+        metrics["diverged"] = True
     if live.ledger:
         metrics["epsilon"] = live.ledger.epsilon
     return {k: v if isinstance(v, list) or math.isfinite(v) else None for k, v in metrics.items()}
+
+
+def has_diverged(metrics: Metrics, classes: int) -> bool:
+    """Whether a model is of no use any more: a loss that is not finite, or worse than a guess twice as bad as chance.
+
+    That is an accuracy of at most 1.5 / classes at a loss above 2 ln(classes). A run that has learned nothing yet has a
+    loss of about ln(classes).
+    """
+    loss, accuracy = metrics["loss"], metrics.get("accuracy")
+    if loss is None or not math.isfinite(loss):
+        return True
+    by_chance = classes > 1 and accuracy is not None and accuracy <= 1.5 / classes
+    return bool(by_chance and loss > 2 * math.log(classes))
+
+
+def _diverged(lines: list[Metrics]) -> list[str]:
+    """What is to be said of a run that ends diverged."""
+    if not lines[-1].get("diverged"):
+        return []
+    first = next(line for line in reversed([{}, *lines]) if not line.get("diverged"))
+    begun = lines[lines.index(first) + 1] if first else lines[0]
+    accuracy, loss = lines[-1].get("accuracy"), lines[-1]["loss"]
+    shown = f"a loss of {loss:.3g}" if loss is not None else "a loss that is not finite"
+    at = f"accuracy {accuracy:.3f} and " if accuracy is not None else ""
+    return [
+        f"diverged: {at}{shown} at the end, from round {begun['round']} on; a smaller step, or a rule that the attack "
+        "does not move, may help"
+    ]
 
 
 def _weights(fed: Federation, seen: Seen, before: Tensor | None, round: int) -> Metrics:
@@ -229,4 +278,5 @@ def _summary(fed: Federation, last: Metrics, speed: float) -> dict[str, Any]:
         "seconds": last["seconds"],
         "rounds_per_second": round(speed, 3),
         "fingerprint": fed.experiment.fingerprint,
+        "diverged": bool(last.get("diverged")),
     }

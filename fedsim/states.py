@@ -72,6 +72,15 @@ class States:
         """Bytes that a checkpoint would write."""
         return self._shelf.unsaved + self._shelf.bytes * (0 if self._newest is None else len(self._newest[0]))
 
+    @property
+    def size(self) -> int:
+        """Bytes that the states of all clients take who have one."""
+        return self._shelf.bytes * len({*self._shelf.place, *self._shelf.file.slots, *self._newest_ids})
+
+    @property
+    def _newest_ids(self) -> list[int]:
+        return [] if self._newest is None else self._newest[0].tolist()
+
     @contextmanager
     def saving(self) -> Iterator[dict[str, Any]]:
         """The table of a checkpoint, to be written in the body; the rows that it names are on disk by then.

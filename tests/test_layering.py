@@ -38,6 +38,7 @@ RUNTIME = (
     "fedsim.record",
     "fedsim.states",
     "fedsim.standing",
+    "fedsim.prolong",
     "fedsim.runner",
 )
 ALLOWED = {

@@ -10,6 +10,7 @@ from typer.main import get_command
 from fedsim.cli.app import app
 from fedsim.config import catalog
 from fedsim.experiments import recipes
+from fedsim.runner import run
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,6 +25,23 @@ def test_the_example_runs() -> None:
         scope: dict[str, object] = {}
         exec(compile(code, "README.md", "exec"), scope)
         assert scope["result"].accuracy > 0.8  # type: ignore[attr-defined]
+
+
+def test_each_part_of_the_quickstart_s_method_matters() -> None:
+    """In its own table: the rule, and the outer clip, which shortens the messages."""
+    comparison = recipes.quickstart()
+    results = {label: run(e) for label, e in comparison.experiments().items()}
+    main = results.pop(comparison.label)
+    clean = results.pop("without the attack")
+    assert set(results) == {"without the defence (mean)", "without the outer clip"}
+    assert main.accuracy > 0.87
+    assert main.summary["epsilon"] <= 8 + 1e-9
+    assert all(main.accuracy > other.accuracy + 0.01 for other in results.values())
+    assert clean.accuracy > 0.87
+    assert main.frame["clipped"].mean() > 0.5
+    assert results["without the outer clip"].frame.get("clipped") is None
+    assert f"accuracy of {main.accuracy:.3f}" in README
+    assert f"{results['without the outer clip'].accuracy:.3f} without the clip" in README
 
 
 def test_the_commands_exist() -> None:

@@ -39,8 +39,8 @@ def report(
     others.
     """
     results = Results.of(folder)
-    for left_out in _damaged(results):
-        tell(left_out)
+    for line in [*_damaged(results), *_diverged(results)]:
+        tell(line)
     out = out or folder / "report"
     found = [section for make in sections.ALL if (section := make(results))]
     content: dict[str, bytes] = {}
@@ -102,8 +102,24 @@ def _notes(results: Results) -> str:
     missing = sections.missing(results)
     if missing:
         notes.append(f"{missing} of {len(results.study['cells'])} cells have no finished run yet.")
+    notes += _diverged(results)
     notes += _damaged(results)
     return "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>" if notes else ""
+
+
+def _diverged(results: Results) -> list[str]:
+    """The runs whose model was of no use at the end."""
+    final = results.final.drop_duplicates("experiment")
+    if "diverged" not in final:
+        return []
+    names = final["experiment"][final["diverged"].eq(True)].tolist()
+    if not names:
+        return []
+    shown = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
+    return [
+        f"{len(names)} of {len(final)} runs diverged (a loss that is not finite, or far above that of a guess at "
+        f"chance): {shown}."
+    ]
 
 
 def _damaged(results: Results) -> list[str]:

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
@@ -182,6 +183,7 @@ def work(job: Job, tell: Callable[[Word], None]) -> None:
                 out=job.folder,
                 resume=True,
                 progress=progress,
+                keep=False,
                 dataset=loaded(job.experiment.task.data),
             )
             forget(job.folder)
@@ -191,8 +193,9 @@ def work(job: Job, tell: Callable[[Word], None]) -> None:
         note.unlink(missing_ok=True)
         tell(("done", at, {"accuracy": accuracy}, ""))
     except Exception as error:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        note.write_text(traceback.format_exc())
+        with suppress(OSError):  # on a full disk the event alone tells
+            job.folder.mkdir(parents=True, exist_ok=True)
+            note.write_text(traceback.format_exc())
         kind = "" if isinstance(error, Invalid) else f"{type(error).__name__}: "
         tell(("failed", 0, None, f"{kind}{error}"))
 

@@ -25,6 +25,8 @@ app = typer.Typer(
 app.add_typer(deploy, name="deploy")
 app.add_typer(bench, name="bench")
 
+DIVERGED = 3  # exit code of a run whose model is of no use
+
 Set = Annotated[
     list[str],
     typer.Option("--set", metavar="PATH=VALUE", help="Change a field, as in method.tau=0.1; repeat."),
@@ -63,7 +65,15 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Seed = None,
     out: Annotated[Path, typer.Option(help="Where records go, a folder for each experiment.")] = Path("runs"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on from the last checkpoint, or from a finished run of fewer rounds."
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Begin anew where a run is there already, and overwrite it.")
+    ] = False,
     memory: Annotated[
         float,
         typer.Option(
@@ -78,7 +88,7 @@ def run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run an experiment and leave its record, with a picture, in OUT."""
+    """Run an experiment and leave its record, with a picture, in OUT; exit code 3 where it diverged."""
     if ray_address is not None and engine != "ray":
         from fedsim.check import Invalid
 
@@ -97,6 +107,7 @@ def run(
         device,
         out,
         resume=resume,
+        force=force,
         memory=memory,
         alone=alone,
         quiet=as_json,
@@ -104,6 +115,8 @@ def run(
     )
     if as_json:
         typer.echo(json.dumps(summary))
+    if summary["diverged"]:
+        raise typer.Exit(DIVERGED)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 
 from fedsim.check import Component, Invalid, nearest
@@ -23,7 +24,10 @@ from fedsim.experiments.resolve import resolve
 from fedsim.experiments.tensorboard import Events
 from fedsim.federation import deal
 from fedsim.keys import Keys
+from fedsim.prolong import shorter
+from fedsim.record import Record, read_manifest
 from fedsim.runner import Progress, Result, run
+from fedsim.spec import Experiment
 
 
 def run_command(
@@ -35,12 +39,15 @@ def run_command(
     out: Path,
     *,
     resume: bool,
+    force: bool,
     memory: float,
     alone: bool,
     quiet: bool,
     tensorboard: bool,
 ) -> dict[str, Any]:
     """Run the experiment, and what its recipe shows beside it; the summary of the experiment itself."""
+    if resume and force:
+        raise Invalid("--resume goes on and --force begins anew: give one of the two")
     comparison = resolve(what, changes, seed)
     chosen = comparison.experiments()
     if alone:
@@ -49,7 +56,10 @@ def run_command(
     width = max(map(len, chosen))
     results: dict[str, Result] = {}
     for label, experiment in chosen.items():
-        folder = out / f"{name}-{experiment.fingerprint}"
+        own = name if label == comparison.label else f"{name}-{_slug(label)}"
+        folder = out / f"{own}-{experiment.fingerprint}"
+        tell = f"{label:{width}}: " if len(chosen) > 1 else ""
+        goes_on, start = _found(experiment, folder, list(out.glob(f"{own}-*")), resume, force, tell)
         with ExitStack() as open_until_done:
             progress: Progress = open_until_done.enter_context(
                 Live(f"{label:{width}}", experiment.rounds, quiet)
@@ -61,9 +71,10 @@ def run_command(
                 engine=engine,
                 device=device,
                 out=folder,
-                resume=resume,
+                resume=goes_on,
                 memory=memory,
                 progress=progress,
+                start=start,
             )
     from fedsim.experiments.report import figures  # slow to import, and of no use before
 
@@ -78,14 +89,63 @@ def run_command(
     return summary
 
 
+def _found(
+    experiment: Experiment, folder: Path, others: list[Path], resume: bool, force: bool, tell: str
+) -> tuple[bool, Path | None]:
+    """Whether to go on with the record in the folder, and a shorter run's to go on from; says what it found.
+
+    Raises `Invalid` where half a run is there and it was not said what to do with it.
+    """
+
+    def say(words: str) -> None:
+        typer.echo(f"fedsim: {tell}{words}", err=True)
+
+    record = Record(folder, experiment.fingerprint)
+    manifest = read_manifest(folder)
+    if force or (manifest is not None and manifest["fingerprint"] != experiment.fingerprint):
+        return False, None  # the run itself says what is wrong
+    if manifest is not None and record.finished:
+        say(f"finished before, and kept: {folder} (--force overwrites it)")
+        return True, None
+    if manifest is not None and not resume and (folder / "checkpoint.pt").exists():
+        raise Invalid(f"out = {folder}: holds half a run; --resume goes on, --force begins anew")
+    before = shorter(experiment, others) if resume and not (folder / "checkpoint.pt").exists() else None
+    if before is None:
+        return resume, None
+    try:
+        before.require(experiment)
+    except Invalid as reason:
+        say(f"begins anew: {reason}")
+        return resume, None
+    say(f"goes on from round {before.rounds}: {before.record.folder}")
+    return resume, before.record.folder
+
+
+def _slug(label: str) -> str:
+    """A label as part of a folder's name."""
+    return "-".join(re.findall(r"[a-z0-9]+", label.lower()))
+
+
 def _print(results: dict[str, Result], summary: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for label, result in results.items():
-        console.print(f"{label:{max(map(len, results))}}  accuracy {result.accuracy:.3f}")
-    notes = dict.fromkeys(note for result in results.values() for note in result.notes)
-    for note in notes:
-        console.print(note)
+        console.print(f"{label:{max(map(len, results))}}  {_ended(result)}")
+    notes: dict[str, list[str]] = {}
+    for label, result in results.items():
+        for note in result.notes:
+            notes.setdefault(note, []).append(label)
+    for note, labels in notes.items():
+        console.print(f"{labels[0]}: {note}" if note.startswith("diverged") and len(results) > 1 else note)
     console.print(f"record   {summary['out']}\npicture  {summary['picture']}")
+
+
+def _ended(result: Result) -> str:
+    """What a run came to, in words."""
+    summary = result.summary
+    words = f"accuracy {summary['accuracy']:.3f}" if summary["accuracy"] is not None else "no accuracy"
+    if summary["accuracy"] is None and summary["loss"] is not None:
+        words = f"loss {summary['loss']:.4g}"
+    return words + (", diverged" if summary["diverged"] else "")
 
 
 def list_command(kind: str | None) -> str:

@@ -19,6 +19,7 @@ from fedsim.experiments.resolve import resolve_study
 from fedsim.experiments.sweep.cluster import Cluster
 from fedsim.experiments.sweep.run import Outcome, Sweep
 from fedsim.experiments.sweep.workers import processes
+from fedsim.machine.files import writing
 
 FRAME = "frame.csv"
 
@@ -71,8 +72,8 @@ def write_frame(folder: Path) -> Path | None:
     except Invalid:
         return None
     path = folder / FRAME
-    frame.to_csv(path, index=False)
-    with suppress(ImportError):  # without the extra "parquet": the CSV holds the same
+    with writing(folder), suppress(ImportError):  # without the extra "parquet": the CSV holds the same
+        frame.to_csv(path, index=False)
         _plain(frame).to_parquet(path.with_suffix(".parquet"), index=False)
     return path
 

@@ -62,7 +62,7 @@ def test_run_leaves_a_record_and_a_picture_and_prints_json(fedsim: Command, tmp_
     assert summary["rounds"] == 3
     assert summary["epsilon"] == pytest.approx(8.0)
     assert Path(summary["picture"]).read_bytes()[:4] == b"\x89PNG"
-    assert len(list(tmp_path.iterdir())) == 3  # beside it without the defence, and without the attack
+    assert len(list(tmp_path.iterdir())) == 4  # beside it without the defence, the clip and the attack
     assert torch.load(Path(summary["out"]) / "model.pt", weights_only=True)
 
 
