@@ -29,6 +29,10 @@ from fedsim.flower.arrays import Layout
 from fedsim.flower.replies import SetAside, collect
 from fedsim.types import Rule
 
+METRICS, NUMBERS = (
+    200,
+    20_000,
+)  # metrics of a client, and their numbers or the characters of their names: the most
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
 
 
@@ -43,8 +47,9 @@ class RobustStrategy(Strategy):
     "num-examples"), and without a function of one's own metrics are medians over the clients that sent them.
 
     Each reply is judged alone against what was sent: names, shapes, kind of numbers, NaN, Inf, norm. A bad, late,
-    second or missing one is set aside, logged, kept in `set_aside` and counted in the round's metrics. The round is
-    skipped (the model stays) when the rule is not defined for the answers that are left. Nothing a client sends raises.
+    second or missing one is set aside, logged, kept in `set_aside` and counted in the round's metrics. Whoever sends
+    other arrays than were sent is Byzantine, and known: f is less by one for each. The round is skipped (the model
+    stays) when the rule is not defined for the answers that are left. Nothing a client sends raises.
     Arrays that are not floating point (counters) stay as the server has them. `seed` and the round draw the sample.
     """
 
@@ -145,8 +150,16 @@ class RobustStrategy(Strategy):
         layout = Layout.of(self._sent)
         base = layout.vector(self._sent)
 
+        malformed = 0
+
         def read(reply: Message) -> tuple[Tensor, RecordDict]:
-            return self._update(layout, base, reply), reply.content
+            nonlocal malformed
+            try:
+                vector = layout.vector(_arrays(reply))
+            except Exception:
+                malformed += 1
+                raise
+            return self._update(vector - base), reply.content
 
         answers = self._collect(server_round, replies, read)
         rows = [row for row, _ in answers]
@@ -156,14 +169,15 @@ class RobustStrategy(Strategy):
                 raise Invalid(
                     "no answer is left" if layout.floating else "no array of floating-point numbers"
                 )
-            self.rule.require(len(rows), self.f)
-            aggregate = self._aggregate(torch.stack(rows), layout, server_round)
+            f = max(self.f - malformed, 0)
+            self.rule.require(len(rows), f)
+            aggregate = self._aggregate(torch.stack(rows), f, layout, server_round)
             moved = layout.record(base + self.server_lr * aggregate, self._sent)
             if not layout.vector(moved).isfinite().all():
                 raise Invalid(f"{self.rule}: the answer is not finite")
         except Invalid as reason:
             log(WARNING, "round %s skipped, the model stays: %s", server_round, reason)
-            return None, metrics
+            return self._sent, metrics
         self._previous = aggregate
         return moved, metrics
 
@@ -178,11 +192,8 @@ class RobustStrategy(Strategy):
         self.set_aside += aside
         return list(answers.values())
 
-    def _update(self, layout: Layout, base: Tensor, reply: Message) -> Tensor:
-        records = list(reply.content.array_records.values())
-        if len(records) != 1:
-            raise Invalid(f"{len(records)} ArrayRecords: must be one")
-        update = layout.vector(records[0]) - base
+    def _update(self, update: Tensor) -> Tensor:
+        """The update (d,), unless it is one that honest training may come to, and no rule should see."""
         if not update.isfinite().all():
             raise Invalid("arrays with NaN, Inf or numbers that are too large")
         norm = float(update.norm())
@@ -190,14 +201,14 @@ class RobustStrategy(Strategy):
             raise Invalid(f"an update of norm {norm:.3g}: allowed are {self.max_norm:.3g}")
         return update
 
-    def _aggregate(self, rows: Tensor, layout: Layout, server_round: int) -> Tensor:
+    def _aggregate(self, rows: Tensor, f: int, layout: Layout, server_round: int) -> Tensor:
         widths = layout.widths if self.per_array else [rows.shape[1]]
         before = self._previous.split(widths) if self._previous is not None else [None] * len(widths)
         generator = torch.Generator().manual_seed(
             random.Random(f"{self.seed}/rule/{server_round}").getrandbits(63)
         )
         pieces = [
-            self.rule(part.contiguous(), self.f, previous=last, generator=generator)
+            self.rule(part.contiguous(), f, previous=last, generator=generator)
             for part, last in zip(rows.split(widths, dim=1), before, strict=True)
             if part.shape[1]
         ]
@@ -205,13 +216,32 @@ class RobustStrategy(Strategy):
 
     def _metrics(self, function: MetricsFn, contents: list[RecordDict]) -> MetricRecord:
         """The clients' metrics by `function`, where it can make something of them, and the counts of the round."""
-        said = MetricRecord()
+        said, modest = MetricRecord(), [content for content in contents if _modest(content)]
+        if len(modest) < len(contents):
+            log(WARNING, "metrics of %d clients left out: too many", len(contents) - len(modest))
         try:
-            said = MetricRecord({**function(contents, self.weighted_by_key)} if contents else {})
+            said = MetricRecord({**function(modest, self.weighted_by_key)} if modest else {})
         except Exception as error:  # a function that trusts what clients send
             log(WARNING, "metrics left out: %s", error)
         said.update({"asked": len(self._asked), "accepted": len(contents)})  # whatever clients call theirs
         return said
+
+
+def _arrays(reply: Message) -> ArrayRecord:
+    records = list(reply.content.array_records.values())
+    if len(records) != 1:
+        raise Invalid(f"{len(records)} ArrayRecords: must be one")
+    return records[0]
+
+
+def _modest(content: RecordDict) -> bool:
+    """Whether a client sent no more metrics than it takes a moment to look at."""
+    records = content.metric_records.values()
+    if len(content) > METRICS or sum(map(len, records)) > METRICS:
+        return False
+    sizes = [len(value) if isinstance(value, list) else 1 for record in records for value in record.values()]
+    names = [len(name) for record in records for name in record]
+    return sum(sizes) <= NUMBERS and sum(names) <= NUMBERS
 
 
 def medians(contents: Sequence[RecordDict], weighted_by_key: str = "") -> MetricRecord:

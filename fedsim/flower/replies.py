@@ -10,6 +10,8 @@ from typing import TypeVar
 from flwr.app import Message
 from flwr.common.logger import log
 
+from fedsim.flower.private import SUPERLINK_NODE_ID
+
 T = TypeVar("T")
 
 
@@ -27,17 +29,22 @@ def collect(
 ) -> tuple[dict[int, T], list[SetAside]]:
     """What each node answered, read by `read`, in order of node ids; and who was set aside.
 
-    A reply belongs to the node that was asked: its own sender may be the SuperLink (an error) or a lie. Whatever
-    `read` raises sets that reply aside, and no other.
+    A reply counts where its sender is the node that was asked, or where it is an error that the server itself reports:
+    a node that knows another one's message takes nobody's place. Whatever `read` raises sets that reply aside, and no
+    other.
     """
     nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in asked}
     waiting, answers, aside = dict(nodes), {}, []
     for reply in replies:
-        to = reply.metadata.reply_to_message_id
-        node = waiting.pop(to, None)
+        to, sender = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
+        node = waiting.get(to)
+        if node is not None and sender != node and not (reply.has_error() and sender == SUPERLINK_NODE_ID):
+            aside.append(SetAside(round, sender, f"an answer in the place of node {node}"))
+            continue
+        waiting.pop(to, None)
         if node is None:
             reason = "a second answer" if to in nodes else "an answer to another round"
-            aside.append(SetAside(round, nodes.get(to, reply.metadata.src_node_id), reason))
+            aside.append(SetAside(round, nodes.get(to, sender), reason))
             continue
         try:
             if reply.has_error():

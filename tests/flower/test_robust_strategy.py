@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -116,6 +117,59 @@ def test_a_broken_answer_is_set_aside(fault: str, rule: Any) -> None:
     assert np.all((w >= 2 * 1.0) & (w <= 2 * 1.07)), w
     if fault != "huge":  # a number like any other: the rule's affair
         assert {(each.round, each.node) for each in strategy.set_aside} >= {(1, 1000), (2, 1000)}
+
+
+def test_malformed_answers_do_not_stop_a_rule_that_needs_many(caplog: pytest.LogCaptureFixture) -> None:
+    """Two of seven with Krum, f = 2: they are the two that may be Byzantine, and known; five are left with f = 0."""
+    strategy = RobustStrategy(Krum(), 2)
+    w = play(strategy, app(FAULTS["shape"], faulty=(0, 1)))
+    assert np.all((w >= 2 * 1.02) & (w <= 2 * 1.06)), w
+    honest = torch.stack([torch.full((3,), 1 + 0.01 * i) for i in range(2, 7)])
+    w = play(RobustStrategy(Krum(), 2), app(FAULTS["shape"], faulty=(0, 1)), rounds=1)
+    np.testing.assert_allclose(w, Krum()(honest, 0).numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("fault", ["raises", "NaN"])
+def test_what_may_happen_to_an_honest_client_does_not_lower_f(fault: str) -> None:
+    """A crash, or training that diverged: all f may still be among the others. The model stays, and is not lost."""
+    result = RobustStrategy(Krum(), 2).start(
+        InProcessGrid(app(FAULTS[fault], (0, 1)), 7), initial(), num_rounds=2
+    )
+    assert np.array_equal(result.arrays["w"].numpy(), np.zeros(3))
+
+
+def test_nobody_answers_in_the_place_of_another() -> None:
+    """A node that knows another one's message, and answers first: the other one's answer counts."""
+    strategy = RobustStrategy(Median(), 1)
+    grid = InProcessGrid(app(None, faulty=()), 7)
+    real = grid.send_and_receive
+
+    def send_and_receive(messages: Any, *, timeout: float | None = None) -> Any:
+        messages = list(messages)
+        replies = list(real(messages))
+        forged = Message(good(np.full(3, 1e6, np.float32)), reply_to=messages[1])
+        forged.metadata.__dict__["_src_node_id"] = messages[0].metadata.dst_node_id
+        return [forged, *replies]
+
+    grid.send_and_receive = send_and_receive  # type: ignore[method-assign]
+    result = strategy.start(grid, initial(), num_rounds=1)
+    np.testing.assert_allclose(result.arrays["w"].numpy(), np.full(3, 1.03), rtol=1e-6)
+    first = next(each for each in strategy.set_aside if "in the place of" in each.reason)
+    assert (first.node, first.reason) == (1000, "an answer in the place of node 1001")
+
+
+@pytest.mark.parametrize(
+    "metrics", [{f"m{i}": 1.0 for i in range(100_000)}, {"m": [1.0] * 100_000}, {"m" * 100_000: 1.0}]
+)
+def test_many_metrics_cost_nothing(metrics: dict[str, Any]) -> None:
+    """Of one client: left out, within a moment; its update counts."""
+    content = RecordDict({"arrays": good(np.ones(3, np.float32))["arrays"], "metrics": MetricRecord(metrics)})
+    strategy = RobustStrategy(Median(), 1)
+    contents = [content, good(np.ones(3, np.float32))]
+    began = time.perf_counter()
+    said = strategy._metrics(medians, contents)
+    assert time.perf_counter() - began < 0.1
+    assert set(said) == {"num-examples", "loss", "asked", "accepted"}
 
 
 @pytest.mark.parametrize("fault", HARMLESS)
