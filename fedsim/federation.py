@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim.check import Invalid
 from fedsim.gradients import ClientGradients, require_certain
 from fedsim.keys import SHARED, Keys, torch_seed, uniform
-from fedsim.layout import Layout
+from fedsim.layout import Layout, norms
 from fedsim.machine.mapped import Space
 from fedsim.machine.normal import BLOCK, normal_, whole
 from fedsim.machine.threads import each, one_thread
@@ -170,11 +170,27 @@ class Federation:
     ) -> Tensor:
         """`rows` (k, d) of clients `ids` plus the noise of the mechanism, times `scale`, one for all or (k,).
 
-        A single row of several clients is their sum, and gets the noise of all.
+        A single row of several clients is their sum, and gets the noise of all. Raises `Invalid` for a message beyond
+        the bound that the noise is made for.
         """
+        if purpose == "message" and len(rows) == len(ids):
+            self._require_bounded(rows)
         return self.add_gaussian_noise(
             rows, self.deviation(round, ids) * scale, purpose, round, ids, call, out
         )
+
+    def _require_bounded(self, messages: Tensor) -> None:
+        """Raise `Invalid` where a method does not clip as it says; not on a GPU, which would have to wait."""
+        method = self.experiment.method
+        bound = method.message_bound
+        if bound is None or messages.device.type != "cpu":
+            return
+        longest = float(norms(messages).max())
+        if not longest <= bound * (1 + 1e-5):
+            raise Invalid(
+                f"{type(method).__name__}: a message of norm {longest:.6g}, its message_bound says {bound:g}: "
+                "the noise is made for no more"
+            )
 
     def add_gaussian_noise(
         self,

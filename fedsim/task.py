@@ -48,6 +48,10 @@ class Task(Component):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(keys.of("model")[0]))
             model = self.model.build(shape, self.loss.outputs(dataset.train, dataset.classes))
+        if odd := sorted({str(p.dtype) for p in model.parameters()} - {"torch.float32"}):
+            raise Invalid(
+                f"model: parameters of {', '.join(odd)}; must be torch.float32, in which norms are measured"
+            )
         self._check(model, dataset.train)
         return model, flatten(model)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
+from torch import Tensor, nn
 
 from fedsim.batches import Batches, Fixed, Full, Poisson
 from fedsim.check import Invalid
@@ -12,12 +13,15 @@ from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import IID
 from fedsim.federation import Federation
 from fedsim.flower.client import federation_of
+from fedsim.method import Env
 from fedsim.models import Logistic
 from fedsim.privacy import CentralDP, ExampleDP, MessageDP, Quantile
+from fedsim.runner import run
 from fedsim.schedule import InverseTime, Milestones
 from fedsim.spec import Experiment
 from fedsim.strategies import FedAvg, FedSGD, Mean
 from fedsim.task import Task
+from fedsim.types import Batch, Model, State
 
 MANY = 200_010
 
@@ -93,6 +97,35 @@ def test_a_server_cannot_have_a_client_send_beyond_them(named: str, sent: str) -
     assert named in text
     with pytest.raises(Invalid):
         federation_of(text.replace(named, sent), asked.fingerprint)
+
+
+class Unclipped(FedAvg):
+    """Sends what it has, whatever its bound says."""
+
+    def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
+        return state, env.noisy(env.first_gradient() * 1e4)
+
+
+@pytest.mark.parametrize("engine", ["loop", "vector"])
+def test_a_method_that_does_not_clip_as_it_says_is_found_where_noise_is_added(engine: str) -> None:
+    """Noise is made for `message_bound`."""
+    asked = replace(experiment(MessageDP(noise=5.0), Full()), method=Unclipped(lr=0.1, tau=1.0))
+    with pytest.raises(Invalid, match=r"Unclipped: a message of norm .* its message_bound says 1"):
+        run(asked, engine=engine)
+
+
+@dataclass(frozen=True)
+class Half(Model):
+    """A model that computes in another type."""
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        return Logistic().build(shape, classes).half()
+
+
+def test_parameters_of_another_type_are_refused() -> None:
+    task = Task(data=Blobs(features=3, classes=2), model=Half())
+    with pytest.raises(Invalid, match=r"parameters of torch.float16; must be torch.float32"):
+        Federation(replace(experiment(MessageDP(noise=1.0), Full()), task=task))
 
 
 @pytest.mark.parametrize("spend", [1e-300, 0.999999999])
