@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
+from math import cos, pi
 
-from fedsim.check import Component, Count, Finite, Invalid, Natural, StepSize
+from fedsim.check import Component, Count, Finite, Invalid, Natural, NonNegative, StepSize
 
-__all__ = ["InverseTime", "Milestones"]
+__all__ = ["Cosine", "InverseTime", "Milestones"]
 
 
 class Schedule(Component):
@@ -45,6 +46,30 @@ class Milestones(Schedule):
 
     def at(self, round: int) -> float:
         return self.start * self.factor ** sum(round >= m for m in self.rounds)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """From start to end along half a cosine, end + (start - end) (1 + cos(pi t / rounds)) / 2; then end (SGDR, 2017).
+
+    warmup  over so many first rounds it rises in a line, start (t + 1) / warmup, and the cosine begins after them
+    """
+
+    start: StepSize
+    rounds: Count
+    end: NonNegative = 0.0
+    warmup: Natural = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup >= self.rounds:
+            raise Invalid(f"Cosine.warmup = {self.warmup}: must be below rounds = {self.rounds}")
+
+    def at(self, round: int) -> float:
+        if round < self.warmup:
+            return self.start * (round + 1) / self.warmup
+        way = min(1.0, (round - self.warmup) / (self.rounds - self.warmup))
+        return self.end + (self.start - self.end) * (1 + cos(pi * way)) / 2
 
 
 Rate = StepSize | Schedule

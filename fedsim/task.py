@@ -15,6 +15,7 @@ from fedsim.keys import Keys, torch_seed
 from fedsim.layout import flatten, unflatten
 from fedsim.losses import CROSS_ENTROPY, CrossEntropy, own
 from fedsim.machine.threads import each
+from fedsim.models.modules import as_model
 from fedsim.types import Data, Dataset, Examples, Loss, Model, forward, on_inputs
 
 __all__ = ["Task"]
@@ -35,6 +36,7 @@ class Task(Component):
     def __post_init__(self) -> None:
         if isfunction(function := cast(object, self.loss)):
             object.__setattr__(self, "loss", own(function)())
+        object.__setattr__(self, "model", as_model(self.model))
         super().__post_init__()
 
     def build(self, dataset: Dataset, keys: Keys) -> tuple[nn.Module, Tensor]:

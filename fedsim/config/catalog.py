@@ -78,11 +78,18 @@ def find(name: str, field: str, bases: tuple[type, ...], own: bool = False) -> t
 
 def _component(found: Any, bases: tuple[type, ...]) -> Any:
     """What was imported; a function as the component that a kind's package makes of it (`own`)."""
-    if inspect.isfunction(found):
+    if inspect.isfunction(found) or (inspect.isclass(found) and not issubclass(found, Component)):
         for home, base in KINDS.values():
             if _load(base) in bases and hasattr(import_module(home), "own"):
-                return import_module(home).own(found)
+                return import_module(home).own(found) if _fits(found, home) else found
     return found
+
+
+def _fits(found: Any, home: str) -> bool:
+    """Whether a package makes a component of this: of functions all that do, of classes that of models alone."""
+    from torch import nn
+
+    return inspect.isfunction(found) or (home == "fedsim.models" and issubclass(found, nn.Module))
 
 
 def imported(place: str, field: str) -> Any:

@@ -154,7 +154,10 @@ def require_independent(model: nn.Module) -> None:
     """Raise `Invalid` where an example's gradient depends on other examples of its batch or on chance."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise Invalid(f"model: {name} is batch norm, which mixes examples: use nn.GroupNorm instead")
+            raise Invalid(
+                f"model: {name} is batch norm, which mixes examples: use nn.GroupNorm instead, which "
+                "GroupNormed(model) puts in its place, as in --set 'task.model=GroupNormed(module:name)'"
+            )
         if getattr(module, "track_running_stats", False):
             raise Invalid(f"model: {name} keeps running statistics: set track_running_stats=False")
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:

@@ -13,8 +13,6 @@ from torch.nn import functional as F
 from fedsim.check import Count, Invalid
 from fedsim.types import Model
 
-__all__ = ["CNN", "MLP", "Logistic", "ResNet"]
-
 
 @dataclass(frozen=True)
 class Logistic(Model):
@@ -51,14 +49,16 @@ class CNN(Model):
     2023) on MNIST, d = 431,080. "large": conv32 (3x3), ReLU, conv64 (3x3), pool, FC128, ReLU, FC; the code of
     arXiv:2603.23472, d = 1,199,882 on MNIST. "deep": twice (two convolutions (3x3, padded) and a pool), of 64
     and 128 channels, FC128, ReLU, FC; a group norm (32 groups) follows each convolution's ReLU; MoNNA on
-    CIFAR-10, where it has batch norm and dropout.
+    CIFAR-10, where it has batch norm and dropout. "leaf": conv32 (5x5, padded), ReLU, pool, conv64 (5x5, padded),
+    ReLU, pool, FC2048, ReLU, FC; LEAF on FEMNIST, d = 6,603,710. "pfl": as "large" with a ReLU behind either
+    convolution and Glorot's initial weights; the CIFAR-10 benchmark of pfl-research, without its dropout.
     Raises `Invalid` where the input is not an image of sufficient size.
     """
 
-    layout: Literal["small", "large", "deep"] = "small"
+    layout: Literal["small", "large", "deep", "leaf", "pfl"] = "small"
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        least = {"small": 16, "large": 6, "deep": 4}[self.layout]
+        least = {"small": 16, "large": 6, "deep": 4, "leaf": 4, "pfl": 6}[self.layout]
         channels, height, width = _image(self, shape, least)
         match self.layout:
             case "small":
@@ -67,13 +67,25 @@ class CNN(Model):
             case "large":
                 body = [*_conv(channels, 32, 3), nn.Conv2d(32, 64, 3), nn.MaxPool2d(2)]
                 left, hidden = 64 * ((height - 4) // 2) * ((width - 4) // 2), 128
+            case "leaf":
+                pool = nn.MaxPool2d(2)
+                body = [nn.Conv2d(channels, 32, 5, padding=2), nn.ReLU(), pool]
+                body += [nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), pool]
+                left, hidden = 64 * (height // 4) * (width // 4), 2048
+            case "pfl":
+                body = [*_conv(channels, 32, 3), *_conv(32, 64, 3), nn.MaxPool2d(2)]
+                left, hidden = 64 * ((height - 4) // 2) * ((width - 4) // 2), 128
             case "deep":
                 body = [*_normed(channels, 64), *_normed(64, 64), nn.MaxPool2d(2)]
                 body += [*_normed(64, 128), *_normed(128, 128), nn.MaxPool2d(2)]
                 left, hidden = 128 * (height // 4) * (width // 4), 128
-        return nn.Sequential(
+        net = nn.Sequential(
             *body, nn.Flatten(), nn.Linear(left, hidden), nn.ReLU(), nn.Linear(hidden, classes)
         )
+        for module in net if self.layout == "pfl" else ():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+        return net
 
 
 def _image(model: Model, shape: tuple[int, ...], least: int) -> tuple[int, int, int]:
