@@ -4,13 +4,17 @@ BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test check clean
+.PHONY: demo test check controls clean
 
 demo: .venv/installed
 	$(BIN)/fedsim run quickstart
 
 test: check
 	$(BIN)/python -m pytest
+
+# Faults that an audit must see and correct runs that it must pass, 20 seeds each: about an hour.
+controls: .venv/installed
+	$(BIN)/python -m fedsim.experiments.audit.controls --seeds 20
 
 # The folders are mapped to fedsim.* at install time; a type checker sees the mapping through links.
 check: .venv/installed

@@ -1,4 +1,4 @@
-"""The strongest adversary at hand: Byzantine rows moved by the gradient of the damage that they do."""
+"""An adversary that is greedy: Byzantine rows moved by the gradient of the damage that they do in this round."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from math import inf, log
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import betainc, betaincinv
+from scipy.special import betainc, betaincinv, ndtri
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -67,6 +67,15 @@ def clopper_pearson(counts: Counts, delta: float, alpha: float) -> Interval:
     corners = [implied(a_low, b_low, delta), implied(a_high, b_high, delta)]
     straddles = a_low + b_low <= 1 <= a_high + b_high
     return (0.0 if straddles else min(corners)), max(corners)
+
+
+def gaussian_lower(counts: Counts, alpha: float) -> float:
+    """The mu that is proved of a Gaussian mechanism at level 1 - alpha: Nasr et al., arXiv:2302.07956.
+
+    mu = Phi^-1(1 - a+) - Phi^-1(b+), a+ and b+ exact upper bounds of the error rates at 1 - alpha / 2 each; at least 0.
+    """
+    a, b = (_exact_interval(*of, alpha)[1] for of in (counts.alarms, counts.misses))
+    return max(0.0, float(-ndtri(a) - ndtri(b))) if a < 1 and b < 1 else 0.0
 
 
 def _exact_interval(errors: int, rest: int, alpha: float) -> Interval:

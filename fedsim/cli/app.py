@@ -206,7 +206,7 @@ def audit(
     what: What,
     changes: Set = [],
     seed: Seed = None,
-    runs: Annotated[int, typer.Option(min=100, help="Runs to tell apart; half of them are judged.")] = 4000,
+    runs: Annotated[int, typer.Option(min=100, help="Runs to tell apart.")] = 2000,
     true_noise_factor: Annotated[
         float,
         typer.Option(
