@@ -216,7 +216,7 @@ def audit(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Try to break a recipe's privacy (or that of "quick"); exit code 1 where more is proved than its ledger says."""
+    """Try to break a recipe's privacy (or that of "quick"); exit code 1 where a fault is seen."""
     from dataclasses import asdict
 
     from fedsim.experiments.audit.command import audit_command
