@@ -94,5 +94,5 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     """A hint that ends an error about an unknown name: the closest right one, or all of them."""
     names = sorted(allowed)
     by_lower = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.65)
     return f"did you mean {by_lower[close[0]]}?" if close else f"allowed: {', '.join(names)}"

@@ -42,9 +42,13 @@ def report(
     for line in [*_damaged(results), *_diverged(results)]:
         tell(line)
     out = out or folder / "report"
+    tell(f"{len(results.runs)} runs are read; their figures are made")
     found = [section for make in sections.ALL if (section := make(results))]
     content: dict[str, bytes] = {}
-    for plot, title in list(_titled(found))[: MAIN if small else None]:
+    titled = list(_titled(found))[: MAIN if small else None]
+    for number, (plot, title) in enumerate(titled):
+        if number % 10 == 0:
+            tell(f"figure {number + 1} of {len(titled)}")
         content[f"{plot.name}.svg"] = plot.svg(title).encode()
         if not small:
             content[f"{plot.name}.png"] = plot.png(title)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import typer.core
 
 import fedsim
 from fedsim.cli.guard import guarded
@@ -15,6 +16,9 @@ from fedsim.deploy.cli import app as deploy
 from fedsim.experiments.bench.cli import app as bench
 from fedsim.machine.malloc import MEMORY
 
+typer.core.HAS_RICH = (
+    False  # plain help throughout: with it, brackets are escaped for a renderer that is not in use
+)
 app = typer.Typer(
     help="Federated learning that survives malicious participants and keeps data private.",
     no_args_is_help=True,

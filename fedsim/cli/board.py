@@ -10,7 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from fedsim.cli.progress import PLAIN_SECONDS
+from fedsim.cli.progress import PLAIN_SECONDS, lasting
 from fedsim.experiments.sweep.workers import Event, Job
 
 
@@ -79,5 +79,5 @@ class Board:
         facts = f"{self.over}/{self.total} runs"
         if self.done_rounds:
             left = sum(self.left.values()) * (time.monotonic() - self.began) / self.done_rounds
-            facts += f", {left:.0f} s left"
+            facts += f", {lasting(left)} left"
         return facts

@@ -17,7 +17,7 @@ class Live:
 
     def __init__(self, label: str, rounds: int, quiet: bool = False) -> None:
         self.label, self.rounds = label, rounds
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self.began = self.printed = time.monotonic()
         self.first: int | None = None
         columns = (
@@ -46,8 +46,15 @@ class Live:
         if not self.console.is_terminal and (now - self.printed > PLAIN_SECONDS or round == self.rounds):
             done = round - self.first + 1
             left = (now - self.began) / done * (self.rounds - round)
-            self.console.print(f"{self.label}: {facts}, {left:.0f} s left")
+            self.console.print(f"{self.label}: {facts}, {lasting(left)} left")
             self.printed = now
+
+
+def lasting(seconds: float) -> str:
+    """A time in words, as short as it is rough: 42 s, 7 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _facts(metrics: dict[str, Any]) -> str:

@@ -176,7 +176,9 @@ def show_command(
     if what in _recipes() or ":" in what or what.endswith(".toml"):
         experiment = resolve(what, changes, seed).main
         return f"# {what}, fingerprint {experiment.fingerprint}\n{experiment.to_toml()}"
-    raise Invalid(f"show {what!r}: unknown; {nearest(what, [*_recipes(), *catalog.everything(), 'split'])}")
+    hint = nearest(what, [*_recipes(), *catalog.everything(), "split"])
+    hint = "fedsim list shows all names" if hint.startswith("allowed") else hint
+    raise Invalid(f"show {what!r}: unknown; {hint}")
 
 
 def _show_split(of: str, changes: Sequence[str], seed: int | None, out: Path | None) -> str:

@@ -57,6 +57,11 @@ def everything() -> dict[str, type[Component]]:
     return {name: component for kind in KINDS for name, component in names(kind).items()}
 
 
+def fitting(bases: tuple[type, ...]) -> dict[str, type[Component]]:
+    """The components of these types, by short name."""
+    return {name: component for name, component in everything().items() if issubclass(component, bases)}
+
+
 def find(name: str, field: str, bases: tuple[type, ...], own: bool = False) -> type[Component]:
     """The component called `name`, in any case, that field `field` takes; raises `Invalid` with the nearest name.
 
@@ -69,10 +74,10 @@ def find(name: str, field: str, bases: tuple[type, ...], own: bool = False) -> t
         if not (inspect.isclass(cls) and issubclass(cls, bases)):
             raise Invalid(f"{field} = {name!r}: must be a {' or '.join(base.__name__ for base in bases)}")
         return cls
-    fitting = {known: c for known, c in everything().items() if issubclass(c, bases)}
-    by_lower = {known.lower(): c for known, c in fitting.items()}
+    known = fitting(bases)
+    by_lower = {each.lower(): c for each, c in known.items()}
     if name.lower() not in by_lower:
-        raise Invalid(f"{field} = {name!r}: unknown; {nearest(name, fitting)}")
+        raise Invalid(f"{field} = {name!r}: unknown; {nearest(name, known)}")
     return by_lower[name.lower()]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fedsim.check import FILE, Component, Invalid, nearest
-from fedsim.config.catalog import find, place
+from fedsim.config.catalog import find, fitting, place
 
 C = TypeVar("C", bound=Component)
 OWN = re.compile(r"""('[^']*'|"[^"]*")|[^\W\d][\w.]*:[^\W\d]\w*""")  # module:name, outside of quotes
@@ -128,7 +128,7 @@ def _value(hint: Any, raw: Any, field: str, own: bool) -> Any:
         raw = _Call(raw, [], {}) if raw.isidentifier() else raw
         if isinstance(raw, str) and bases:
             if (tree := _own_tree(raw)) is None:
-                raise Invalid(f"{field} = {raw!r}: allowed are names such as ALIE or ALIE(z=1.5)")
+                raise Invalid(f"{field} = {raw!r}: allowed are names such as {_example(bases)}")
             raw = _expression(tree, field)
     if isinstance(raw, _Call):
         return _named(raw, options, bases, field, own)
@@ -150,6 +150,10 @@ def _named(call: _Call, options: list[Any], bases: tuple[type, ...], field: str,
         return float(call.name)
     if not bases:
         return call.name
+    if call.name.lower() == "none" or (float in options and not _is_known(call.name, bases, own)):
+        number = "a number, or " if float in options else ""
+        instead = "; a field that cannot be left out is no switch" if call.name.lower() == "none" else ""
+        raise Invalid(f"{field} = {call.name!r}: allowed is {number}{', '.join(fitting(bases))}{instead}")
     cls = find(call.name, field, bases, own)
     hints = get_type_hints(cls, include_extras=True)
     parameters = list(inspect.signature(cls).parameters.values())
@@ -165,11 +169,21 @@ def _named(call: _Call, options: list[Any], bases: tuple[type, ...], field: str,
             fields[slot.name] = (*fields.get(slot.name, ()), _value(item, raw, field, own))
         else:
             fields[slot.name] = _value(hints[slot.name], raw, f"{field}.{slot.name}", own)
+    known = [f.name for f in dataclasses.fields(cls)]
     for name, raw in call.fields.items():
-        if name not in hints:
-            raise Invalid(f"{field}.{name}: {cls.__name__} has no such field; {nearest(name, hints)}")
+        if name not in known:
+            raise Invalid(f"{field}.{name}: {cls.__name__} has no such field; {nearest(name, known)}")
         fields[name] = _value(hints[name], raw, f"{field}.{name}", own)
     return _construct(cls, fields)
+
+
+def _is_known(name: str, bases: tuple[type, ...], own: bool) -> bool:
+    return (own and ":" in name) or name.lower() in map(str.lower, fitting(bases))
+
+
+def _example(bases: tuple[type, ...]) -> str:
+    """A name that a field of these types takes."""
+    return next(iter(fitting(bases)), "module:name")
 
 
 def _construct(cls: type[C], fields: dict[str, Any]) -> C:

@@ -43,6 +43,7 @@ from fedsim.check import (
     NoiseMultiplier,
 )
 from fedsim.privacy.plan import Ids, Payers, Plan, Rounds
+from fedsim.privacy.promise import in_name_only, loose
 from fedsim.schedule import Schedule, rate
 
 __all__ = ["CentralDP", "ExampleDP", "MessageDP", "Quantile"]
@@ -164,12 +165,10 @@ class Privacy(Component):
 
     def warnings(self, plan: Plan) -> list[str]:
         """What a user should know before starting or trusting such a run."""
-        if self.delta < 1 / plan.smallest:
-            return []
-        return [
-            f"delta = {self.delta:g} is not below 1/m = {1 / plan.smallest:.3g} (the smallest client has m = "
-            f"{plan.smallest} examples): publishing one example drawn at random would pass for private"
-        ]
+        return [*self._in_name_only(plan), *loose(self.delta, plan.smallest)]
+
+    def _in_name_only(self, plan: Plan) -> list[str]:
+        return in_name_only(self.spent(plan, plan.rounds), self.multiplier(plan))
 
     def accountants(self, plan: Plan) -> list[Accountant]:
         """The accountants in use; raises `Invalid` where the one asked for is not valid for the sampling."""
@@ -398,7 +397,8 @@ class CentralDP(Privacy):
 
     def warnings(self, plan: Plan) -> list[str]:
         if self.delta < 1 / plan.clients:
-            return []
+            return self._in_name_only(plan)
         return [
-            f"delta = {self.delta:g} is not below 1/n = {1 / plan.clients:.3g}, one over the honest clients"
+            *self._in_name_only(plan),
+            f"delta = {self.delta:g} is not below 1/n = {1 / plan.clients:.3g}, one over the honest clients",
         ]
