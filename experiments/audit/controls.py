@@ -94,15 +94,16 @@ def settings() -> dict[str, Experiment]:
     }
 
 
-def controls(seeds: range, runs: int = 2000) -> Iterator[dict[str, Any]]:
+def controls(seeds: range, runs: int = 2000, rounds: int | None = None) -> Iterator[dict[str, Any]]:
     """One row for each seed and setting without a fault, and for each seed and fault (under Poisson sampling)."""
     for seed in seeds:
-        poisson = replace(settings()["example-level, Poisson"], seed=seed)
+        shorter: dict[str, Any] = {"seed": seed} | ({} if rounds is None else {"rounds": rounds})
+        poisson = replace(settings()["example-level, Poisson"], **shorter)
         for fault in (*FAULTS, THIN):
             with planted(fault) as factor:
                 yield _row(poisson, "example-level, Poisson", fault, runs, factor)
         for name, experiment in settings().items():
-            yield _row(replace(experiment, seed=seed), name, "none", runs, 1.0)
+            yield _row(replace(experiment, **shorter), name, "none", runs, 1.0)
 
 
 def _row(experiment: Experiment, setting: str, fault: str, runs: int, factor: float) -> dict[str, Any]:
@@ -125,6 +126,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--rounds", type=int)
     chosen = parser.parse_args()
-    for row in controls(range(chosen.first, chosen.first + chosen.seeds), chosen.runs):
+    for row in controls(range(chosen.first, chosen.first + chosen.seeds), chosen.runs, chosen.rounds):
         print(json.dumps(row), flush=True)
