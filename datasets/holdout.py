@@ -32,4 +32,5 @@ class Holdout(Data):
             train=whole.train.part(train),
             test=whole.train.part(test),
             groups=None if whole.groups is None else whole.groups[train],
+            test_groups=None if whole.groups is None else whole.groups[test],
         )

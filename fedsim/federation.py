@@ -52,7 +52,7 @@ class Federation:
         order = torch.from_numpy(np.concatenate(self.shards))
         dealt = dataset.train.part(order)
         self.train = Examples(self._as_seen(dealt.x), dealt.y).to(device)
-        self.test = dataset.test.to(device)
+        self.test, self.test_owners = dataset.test.to(device), dataset.test_groups
         self.classes = dataset.classes
         self.model, x0 = experiment.task.build(dataset, self.keys)
         self.model.to(device)

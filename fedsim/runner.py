@@ -19,6 +19,7 @@ from fedsim.layout import parameters
 from fedsim.machine import malloc as heap
 from fedsim.machine.mapped import Space
 from fedsim.machine.threads import one_thread
+from fedsim.metrics import measured
 from fedsim.prolong import Shorter
 from fedsim.record import Metrics, Record
 from fedsim.round import Seen
@@ -208,6 +209,7 @@ def _measure(live: Standing, fed: Federation, seen: Seen | None, before: Tensor 
     method's clip of messages has shortened. diverged: only where `has_diverged`, and then true.
     """
     metrics: Metrics = {"round": live.round, **evaluate(fed.model, fed.loss, live.x(fed), fed.test)}
+    metrics |= measured(fed.experiment.task.metrics, fed.model, live.x(fed), fed.test, fed.test_owners)
     if seen:
         honest = weighted_mean(
             seen.rows[: seen.honest], None if seen.weights is None else seen.weights[: seen.honest]

@@ -15,6 +15,7 @@ from fedsim.keys import Keys, torch_seed
 from fedsim.layout import flatten, unflatten
 from fedsim.losses import CROSS_ENTROPY, CrossEntropy, own
 from fedsim.machine.threads import each
+from fedsim.metrics import Metric, as_metric
 from fedsim.models.modules import as_model
 from fedsim.types import Data, Dataset, Examples, Loss, Model, forward, on_inputs
 
@@ -25,6 +26,7 @@ __all__ = ["Task"]
 class Task(Component):
     """Fit `model` to `data`: the loss, plus (l2 / 2) ||x||^2, which needs no data and so no privacy.
 
+    metrics  what is measured on the test examples beside loss and accuracy; also functions metric(outputs, y) -> float
     loss  a component, or a function of one's own, loss(outputs (b, ...), y (b, ...)) -> (b,)
     """
 
@@ -32,11 +34,13 @@ class Task(Component):
     model: Model
     l2: NonNegative = 0.0
     loss: Loss = CROSS_ENTROPY
+    metrics: tuple[Metric, ...] = ()
 
     def __post_init__(self) -> None:
         if isfunction(function := cast(object, self.loss)):
             object.__setattr__(self, "loss", own(function)())
         object.__setattr__(self, "model", as_model(self.model))
+        object.__setattr__(self, "metrics", tuple(map(as_metric, self.metrics)))
         super().__post_init__()
 
     def build(self, dataset: Dataset, keys: Keys) -> tuple[nn.Module, Tensor]:

@@ -26,7 +26,15 @@ NOUNS = (
     "fedsim.messages",
     "fedsim.schedule",
 )
-PARTS = (*NOUNS, "fedsim.accounting", "fedsim.batches", "fedsim.config", "fedsim.gradients", "fedsim.models")
+PARTS = (
+    *NOUNS,
+    "fedsim.accounting",
+    "fedsim.batches",
+    "fedsim.config",
+    "fedsim.gradients",
+    "fedsim.metrics",
+    "fedsim.models",
+)
 CORE = (*PARTS, "fedsim.privacy", "fedsim.task", "fedsim.spec")
 RUNTIME = (
     *CORE,

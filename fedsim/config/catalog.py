@@ -30,6 +30,7 @@ KINDS = {
     "estimators": ("fedsim.strategies.methods.estimators", "fedsim.strategies.methods.estimators:Estimator"),
     "moves": ("fedsim.strategies.methods.ef21", "fedsim.strategies.methods.ef21:Move"),
     "schedules": ("fedsim.schedule", "fedsim.schedule:Schedule"),
+    "metrics": ("fedsim.metrics", "fedsim.metrics:Metric"),
     "losses": ("fedsim.losses", "fedsim.types:Loss"),
     "tasks": ("fedsim.task", "fedsim.task:Task"),
 }
