@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.check import Invalid
+from fedsim.check import Component, Invalid
 from fedsim.env import AtClients, AtServer, Draws, as_read, places
 from fedsim.federation import Federation, Ids
 from fedsim.gradients import one_client, one_hvp, one_loss
@@ -201,6 +201,7 @@ def finish(fed: Federation, server: Server, messages: Messages, ids: Ids, round:
         after = method.step(state, moved, AtServer(fed, round))
         return Server(after, None, memory), Seen(seen, honest, shown)
     aggregate = target.aggregate(seen)
+    _require(experiment.rule, aggregate, tuple(seen.shape[1:]), seen)
     aggregate = fed.published(aggregate, len(ids) if messages.mean_only else len(seen), round)
     after = method.step(state, aggregate, AtServer(fed, round))
     return Server(after, aggregate, memory), Seen(seen, honest, aggregate, target.weights, clipped)
@@ -241,7 +242,22 @@ def _forge(fed: Federation, server: Server, stage: Stage, target: Target, round:
         ids=torch.from_numpy(stage.ids) if "honest" in granted else None,
         target=target if "rule" in granted else None,
     )
-    return experiment.attack.remember(view, server.memory)
+    forged, memory = experiment.attack.remember(view, server.memory)
+    _require(experiment.attack, forged, (stage.f, stage.own.shape[1]), stage.honest)
+    return forged, memory
+
+
+def _require(component: Component, given: object, shape: tuple[int, ...], like: Tensor) -> None:
+    """Raise `Invalid` where what a component gave back is no tensor of this shape, of the type and device of `like`."""
+    name = type(component).__name__
+    if not isinstance(given, Tensor):
+        raise Invalid(f"{name}: gave back a {type(given).__name__}, must be a tensor of shape {shape}")
+    got, wanted = (
+        f"shape {tuple(each)}, {t.dtype}, on {t.device.type}"
+        for each, t in ((given.shape, given), (shape, like))
+    )
+    if got != wanted:
+        raise Invalid(f"{name}: gave back a tensor of {got}; must be of {wanted}")
 
 
 def attempt(

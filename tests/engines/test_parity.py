@@ -57,7 +57,7 @@ from fedsim.strategies import (
 from fedsim.strategies.methods.ef21 import Normalized
 from fedsim.strategies.methods.estimators import HM, IGT, MVR
 from fedsim.task import Task
-from fedsim.types import Attack, Batch, Rule, State, weighted_mean
+from fedsim.types import Attack, Batch, Rule, State, View, weighted_mean
 
 ROBUST = Chain(NNM(), Median())
 EXAMPLE, MESSAGE = ExampleDP(clip=0.5, noise=0.3, delta=1e-4), MessageDP(noise=0.3, delta=1e-4)
@@ -365,3 +365,33 @@ def test_a_message_that_overflows_counts_as_zero_where_it_is_clipped(rule: Rule)
     noise = fed.noisy(torch.zeros(9, fed.x0.numel()), "message", 0, np.arange(9))
     close(truth[3], noise[3])
     close(rows, truth)
+
+
+@dataclass(frozen=True)
+class Odd(Median):
+    """A rule that answers in another form."""
+
+    form: str = "shape"
+
+    def __call__(self, rows: torch.Tensor, f: int = 0, **given: object) -> torch.Tensor:
+        return {"shape": rows, "type": rows[0].double(), "none": None}[self.form]  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class OddAttack(Attack):
+    """An attack that forges one row too few, or of another type."""
+
+    form: str = "shape"
+
+    def forge(self, view: View) -> torch.Tensor:
+        rows = torch.zeros(view.f, len(view.x))
+        return {"shape": rows[1:], "type": rows.double(), "none": None}[self.form]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("form", ["shape", "type", "none"])
+@pytest.mark.parametrize("odd", [Odd, OddAttack])
+def test_a_component_of_one_s_own_that_answers_in_another_form_is_named(odd: type, form: str) -> None:
+    e = experiment(FedSGD(lr=0.5), ROBUST, None)
+    e = replace(e, rule=Odd(form=form)) if odd is Odd else replace(e, attack=OddAttack(form=form))
+    with pytest.raises(Invalid, match=rf"{odd.__name__}: gave back a .*must be"):
+        run(e)

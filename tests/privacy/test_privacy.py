@@ -181,17 +181,20 @@ def test_delta_is_warned_about_from_a_tenth_of_one_over_m_on(delta, m):
 
 def test_too_little_noise_is_warned_about_by_the_shuffle_bound():
     epochs = plan(Epochs(64), smallest=60_000)  # M = 937
-    (warning,) = ExampleDP(1.0, noise=0.13).warnings(epochs)  # twice that over the clip: replace-one
+    (warning,) = ExampleDP(1.0, noise=0.13, delta=1e-6).warnings(
+        epochs
+    )  # twice that over the clip: replace-one
     assert "0.26 times the clip" in warning
     assert "= 0.27 at M = 937" in warning
     assert "kappa >= 0.315" in warning
-    assert ExampleDP(1.0, noise=0.14).warnings(epochs) == []
+    assert ExampleDP(1.0, noise=0.14, delta=1e-6).warnings(epochs) == []
     poisson = plan(Poisson(size=64), smallest=60_000)
-    assert len(ExampleDP(1.0, noise=0.26).warnings(poisson)) == 1
-    assert ExampleDP(1.0, noise=0.28).warnings(poisson) == []
-    assert (
-        ExampleDP(1.0, noise=0.01).warnings(plan(Full())) == []
-    )  # one update an epoch: the bound says nothing
+    assert len(ExampleDP(1.0, noise=0.26, delta=1e-6).warnings(poisson)) == 1
+    assert ExampleDP(1.0, noise=0.28, delta=1e-6).warnings(poisson) == []
+    alone = ExampleDP(1.0, noise=0.01, delta=1e-6).warnings(
+        plan(Full())
+    )  # one update an epoch: it says nothing
+    assert not any("shuffle bound" in warning for warning in alone)
 
 
 def test_message_noise_that_drowns_few_clients_is_warned_about():
