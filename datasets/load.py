@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -53,9 +53,11 @@ Labelled = tuple[Tensor, Tensor]  # pixels (N, C, H, W) of any number type, labe
 class Images(Data):
     """Pictures. `scaling` "unit": pixels in [0, 1]; "standard": then (x - mean) / std, channel by channel.
 
-    Mean and std are those of the training pixels: 0.1307 and 0.3081 for MNIST, (0.491, 0.482, 0.447) and
-    (0.247, 0.244, 0.262) for CIFAR-10 (a std of (0.202, 0.199, 0.201), often seen, is a mean over pictures).
+    Mean and std are constants of the set, as published, so that no client's data decide what another's look like.
     """
+
+    mean: ClassVar[tuple[float, ...]]  # of each channel
+    std: ClassVar[tuple[float, ...]]
 
     scaling: Literal["unit", "standard"] = "unit"
 
@@ -71,10 +73,9 @@ class Images(Data):
         train, test, white = self.read()
         fit, held = (Examples(pixels.float().div_(white), y.long()) for pixels, y in (train, test))
         if self.scaling == "standard":
-            pixels = single(fit.x, type(self).__name__)
-            var, mean = torch.var_mean(pixels, dim=(0, 2, 3), correction=0, keepdim=True)
-            for part in (pixels, single(held.x, type(self).__name__)):
-                part.sub_(mean).div_(var.sqrt())
+            mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+            for part in (fit, held):
+                single(part.x, type(self).__name__).sub_(mean).div_(std)
         return Dataset(fit, held, int(fit.y.max()) + 1, self.groups(len(fit)))
 
 
@@ -85,6 +86,8 @@ class Digits(Images):
     Fixed partition: of each class, in the order of the file, every fifth example is for testing (355), the
     rest for training (1,442).
     """
+
+    mean, std = (0.3051358,), (0.3761576,)
 
     def read(self) -> tuple[Labelled, Labelled, int]:
         # the file itself: importing scikit-learn takes a second
@@ -153,6 +156,8 @@ class MNIST(Idx):
     arXiv:1905.10498) lie beside it, QMNIST/raw/qmnist-train-labels-idx2-int.gz; otherwise None.
     """
 
+    mean, std = (0.1307,), (0.3081,)
+
     def groups(self, count: int) -> Tensor | None:
         path = data_root() / "QMNIST" / "raw" / "qmnist-train-labels-idx2-int.gz"
         if not path.is_file():
@@ -170,10 +175,17 @@ class MNIST(Idx):
 class FashionMNIST(Idx):
     """Pictures of clothes, 60,000 + 10,000, grey 28 x 28, ten classes (Xiao et al., arXiv:1708.07747)."""
 
+    mean, std = (0.2860,), (0.3530,)
+
 
 @dataclass(frozen=True)
 class CIFAR10(Torchvision):
-    """Small photographs, 50,000 + 10,000, colour 32 x 32, ten classes (Krizhevsky 2009)."""
+    """Small photographs, 50,000 + 10,000, colour 32 x 32, ten classes (Krizhevsky 2009).
+
+    A std of (0.202, 0.199, 0.201), often seen, is a mean over pictures.
+    """
+
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
     def tensors(self, part: Any) -> Labelled:
         return torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)
@@ -185,6 +197,8 @@ class CIFAR100(Images):
 
     From the folder cifar-100-python in FEDSIM_DATA, its pickle files, of which arrays alone are read.
     """
+
+    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
     labels: Literal["fine", "coarse"] = "fine"
 

@@ -158,7 +158,13 @@ def prv(history: Sequence[Release], delta: float) -> float:
     ):  # logarithms of masked values, orders at an end
         warnings.simplefilter("ignore")
         error = min(0.01, max(1e-4, 0.005 * rdp(history, delta)))
-        return float(accountant.get_epsilon(delta, eps_error=error))
+        try:
+            return max(0.0, float(accountant.get_epsilon(delta, eps_error=error)))
+        except (ValueError, RuntimeError, MemoryError, OverflowError) as why:
+            raise Invalid(
+                f"accountant = 'prv': no numerical composition at delta = {delta:g} of these releases ({why}); allowed "
+                "are the others, as 'rdp'"
+            ) from None
 
 
 def gdp(history: Sequence[Release], delta: float) -> float:

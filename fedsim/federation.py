@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.check import Invalid
+from fedsim.dealing import deal
 from fedsim.gradients import ClientGradients, require_certain
 from fedsim.keys import SHARED, Keys, torch_seed, uniform
 from fedsim.layout import Layout, norms
@@ -63,6 +64,7 @@ class Federation:
         few = self.train.part(slice(0, 4))
         require_certain(self.model, self.x0, Batch(few.x, few.y, self.x0.new_ones(len(few))), self.loss)
         self.computing = _computing(experiment)
+        self._require_addresses()
         self.ledger = self._ledger()
         self.space = (space or Space()).beside(self._round_bytes())
 
@@ -319,6 +321,16 @@ class Federation:
             (privacy.client_sensitivity(experiment.batches, held, bound) * privacy.sensitivity(0)).min()
         )
 
+    def _require_addresses(self) -> None:
+        """Raise `Invalid` where noise would repeat: a generator takes 32 bits of what names a draw (`Keys.of`)."""
+        method = self.experiment.method
+        draws = self.experiment.rounds * method.steps * method.gradients * self.experiment.clients
+        if self.experiment.privacy is not None and draws > 2**32:
+            raise Invalid(
+                f"clients = {self.experiment.clients} and rounds = {self.experiment.rounds}: {draws:.3g} draws of "
+                f"noise, of which two would be the same; allowed are {2**32:.3g}"
+            )
+
     def _plan(self, privacy: Privacy) -> Plan:
         """Who takes part in which rounds, and how many examples clients hold."""
         experiment, h, held = self.experiment, self.experiment.honest, self.sizes[self.sizes > 0]
@@ -397,15 +409,3 @@ def _computing(experiment: Experiment) -> int:
     """How many clients, from id 0 on, ever compute: Byzantine ones only where their own rows matter."""
     attack = experiment.attack
     return experiment.honest if attack is not None and not attack.works_on_data else experiment.clients
-
-
-def deal(experiment: Experiment, dataset: Dataset, keys: Keys) -> list[Ids]:
-    """A shard for each client; Byzantine clients hold none where only honest ones are dealt to."""
-    owners = experiment.clients if experiment.dealt == "all" else experiment.honest
-    total = len(dataset.train)
-    if owners > total:
-        raise Invalid(
-            f"clients = {owners} who hold data: at most one for each of the {total} training examples"
-        )
-    shards = experiment.split.deal(dataset, owners, keys.numpy("split"))
-    return [*shards, *(np.zeros(0, np.int64) for _ in range(experiment.clients - owners))]

@@ -24,6 +24,7 @@ from fedsim.spec import Experiment
 Metrics = dict[str, Any]
 MEASURED = {"round", "accuracy", "loss", "seconds"}  # in every line of metrics
 KEPT = "clients.kept"  # says that clients.bin, where clients keep anything, holds their states at the end
+NOTES = "notes.json"
 ANEW = "where its folder is removed, the run begins anew"
 
 
@@ -110,6 +111,20 @@ class Record:
         with writing(self.folder), (self.folder / "metrics.jsonl").open("ab") as file:
             file.write(json.dumps(line).encode() + b"\n")
             return file.tell()
+
+    def save_notes(self, notes: list[str]) -> None:
+        """What is to be said of the run: its privacy first."""
+        with writing(self.folder):
+            write_whole(self.folder / NOTES, json.dumps(notes, indent=1).encode())
+
+    @property
+    def notes(self) -> list[str]:
+        """What was said at the end of the run; nothing where it has not come there."""
+        try:
+            found = json.loads((self.folder / NOTES).read_text())
+        except (OSError, ValueError):
+            return []
+        return [str(note) for note in found] if isinstance(found, list) else []
 
     def save_model(self, state_dict: dict[str, torch.Tensor], keep: bool = False) -> None:
         """The model at the end; unless a longer run may go on from here (`keep`), clients' states go."""

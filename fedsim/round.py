@@ -228,7 +228,9 @@ def _clipped(fed: Federation, messages: Messages, ids: Ids) -> float | None:
 
 def _forge(fed: Federation, server: Server, stage: Stage, target: Target, round: int) -> tuple[Tensor, State]:
     """The rows (f, d) that the Byzantine clients send, and what the adversary remembers."""
-    experiment, granted = fed.experiment, fed.experiment.knowledge
+    experiment, granted = fed.experiment, frozenset(fed.experiment.knowledge)
+    if experiment.privacy is not None and experiment.privacy.level == "central":
+        granted &= {"own"}  # what honest clients sent may move the mean only by itself
     if experiment.attack is None or not stage.f:
         return stage.own, server.memory
     view = View(

@@ -135,6 +135,7 @@ def drive(
         live.states.close()
     model = {name: value.cpu().clone() for name, value in parameters(live.x(fed), fed.model).items()}
     if record and (live.round > begun_at or not record.finished):
+        record.save_notes(live.notes(fed))
         record.save_model(model, keep)
     done = live.round - begun_at
     summary = _summary(fed, lines[-1], done / seconds if done else 0.0) | {

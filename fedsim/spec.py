@@ -134,6 +134,11 @@ class Experiment(Component):
             )
         if self.privacy.level != "central":
             return
+        if self.attack is not None and not self.attack.needs <= {"own"}:
+            raise Invalid(
+                f"privacy = {name}: {type(self.attack).__name__} makes its rows of what honest clients sent, so that "
+                "one of them moves the mean by more than 2 tau / k; allowed are attacks that need only their own rows"
+            )
         if self.method.by_examples:
             raise Invalid(
                 f"privacy = {name}: {method} weighs clients by their examples, so that one with many moves the mean by "

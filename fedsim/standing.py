@@ -18,6 +18,11 @@ UNACCOUNTED = (
     "no epsilon: the noise of this deployment is derived from the experiment's seed, which hides nothing"
 )
 
+OUTSIDE = (
+    "outside of the guarantee: the record's accuracy, loss, deviation, honest_norm and weights by round, which are "
+    "worked out from data and messages as they are"
+)
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -92,7 +97,7 @@ class Standing:
         limit = self.ledger.privacy.stop_at_epsilon
         stopped = f"stopped after round {self.round}: one more would exceed stop_at_epsilon = {limit}"
         early = [stopped] if self.round < fed.experiment.rounds else []
-        return [self.ledger.statement(), *early, *self.ledger.warnings()]
+        return [self.ledger.statement(), *early, *self.ledger.warnings(), OUTSIDE]
 
     def dump(self) -> dict[str, Any]:
         """The checkpoint, without the clients' states."""

@@ -300,3 +300,12 @@ def test_shuffle_bound_is_the_table_of_the_paper():
     kappa = [0.303, 0.307, 0.310, 0.311, 0.313, 0.315, 0.321, 0.324, 0.327]
     np.testing.assert_allclose([shuffle_bound(m) for m in updates], sigma, atol=6e-4)
     np.testing.assert_allclose([shuffle_separation(m) for m in updates], kappa, atol=6e-4)
+
+
+def test_prv_is_never_negative_and_refuses_in_words() -> None:
+    """-0.0099 for much noise, and Opacus' own error for so many releases with so little of it."""
+    assert prv([Release(100.0, 1, "poisson", 1e-4)], 1e-2) == 0.0
+    for z, rate, times, delta in [(50.0, 1e-3, 10, 1e-2), (10.0, 1e-4, 100, 1e-3)]:
+        assert prv([Release(z, times, "poisson", rate)], delta) >= 0.0
+    with pytest.raises(Invalid, match="no numerical composition"):
+        prv([Release(0.3, 100_000, "poisson", 1e-4)], 1e-12)

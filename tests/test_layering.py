@@ -38,6 +38,7 @@ PARTS = (
 CORE = (*PARTS, "fedsim.privacy", "fedsim.task", "fedsim.spec")
 RUNTIME = (
     *CORE,
+    "fedsim.dealing",
     "fedsim.federation",
     "fedsim.mechanism",
     "fedsim.env",

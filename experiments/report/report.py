@@ -6,18 +6,35 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
+from math import inf
 from pathlib import Path
 from string import Template
 
 import pandas as pd
 
+from fedsim.experiments.load import expression
 from fedsim.experiments.report import plots, sections
 from fedsim.experiments.report.plots import Plot
 from fedsim.experiments.report.results import Results
 from fedsim.experiments.report.sections import Section
 from fedsim.machine.files import write_whole, writing
+from fedsim.spec import Experiment
+from fedsim.standing import OUTSIDE
 
 MAIN = 4  # figures in a small report
+STATEMENTS = 6  # of privacy, one by one
+SETTINGS = (
+    "task.data",
+    "task.model",
+    "method",
+    "rule",
+    "attack",
+    "split",
+    "batches",
+    "clients",
+    "byzantine",
+    "rounds",
+)
 INKS = {
     plots.INK: "var(--ink)",
     plots.MUTED: "var(--muted)",
@@ -78,6 +95,8 @@ def html(results: Results, found: Sequence[Section], table: pd.DataFrame, beside
     template = Template((files("fedsim.experiments.report") / "page.html").read_text())
     body = [
         _facts(results),
+        _settings(results),
+        _privacy(results),
         _notes(results),
         _section_table(table, results.scored),
         *(_section(s, results, beside) for s in found),
@@ -99,6 +118,41 @@ def _facts(results: Results) -> str:
     seconds = final.drop_duplicates("experiment")["seconds"].sum()
     total = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"
     return f'<ul class="facts">{items}<li><b>{total}</b><span>of computing</span></li></ul>'
+
+
+def _settings(results: Results) -> str:
+    """What all runs have in common: data, model, method, split, clients."""
+    told = []
+    for name in SETTINGS:
+        values = results.frame[name].astype(str).unique() if name in results.frame else []
+        if name not in results.axes and len(values) == 1:
+            told.append(f"{name.removeprefix('task.')} <code>{escape(values[0])}</code>")
+    return f'<p class="settings">In all runs: {", ".join(told)}.</p>' if told else ""
+
+
+def _privacy(results: Results) -> str:
+    """The whole statement of what was spent: of each run, or where they are many of the least and the most."""
+    runs = [run for run in results.runs if run.record.finished]
+    if not any(run.experiment.privacy for run in runs):
+        return '<p class="privacy">Privacy: none; no noise was added and nothing is promised.</p>'
+    said = {run.record.notes[0]: run for run in runs if run.experiment.privacy and run.record.notes}
+    spent = sorted(said, key=lambda text: said[text].lines[-1].get("epsilon") or inf)
+    shown = spent if len(spent) <= STATEMENTS else [spent[0], spent[-1]]
+    items = [f"<li>{escape(text)}; {escape(_sampling(said[text].experiment))}</li>" for text in shown]
+    if len(spent) > len(shown):
+        items.insert(1, f"<li>and {len(spent) - 2} between these two, each in its record</li>")
+    bare = sum(run.experiment.privacy is None for run in runs)
+    items += [f"<li>{bare} runs without privacy</li>"] if bare else []
+    old = sum(run.experiment.privacy is not None and not run.record.notes for run in runs)
+    items += [f"<li>{old} runs of an earlier version, whose records hold no statement</li>"] if old else []
+    return (
+        f'<div class="privacy">Privacy<ul>{"".join(items)}</ul><p>{escape(OUTSIDE.capitalize())}.</p></div>'
+    )
+
+
+def _sampling(experiment: Experiment) -> str:
+    cohort = f", {experiment.cohort} of {experiment.clients} clients a round" if experiment.cohort else ""
+    return f"batches {expression(experiment.batches)}{cohort}"
 
 
 def _notes(results: Results) -> str:

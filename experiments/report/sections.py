@@ -14,11 +14,11 @@ from pandas.api.types import is_numeric_dtype
 
 from fedsim.check import Invalid
 from fedsim.datasets.describe import table
+from fedsim.dealing import deal
 from fedsim.experiments.load import expression
 from fedsim.experiments.report import plots
 from fedsim.experiments.report.plots import Plot
 from fedsim.experiments.report.results import MANY, Results
-from fedsim.federation import deal
 from fedsim.keys import Keys
 from fedsim.spec import Experiment
 from fedsim.types import Data, Dataset

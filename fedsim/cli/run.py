@@ -19,10 +19,10 @@ from rich.console import Console
 from fedsim.check import Component, Invalid, nearest
 from fedsim.cli.progress import Live
 from fedsim.config import catalog, codec
+from fedsim.dealing import deal
 from fedsim.experiments import recipes
 from fedsim.experiments.resolve import resolve
 from fedsim.experiments.tensorboard import Events
-from fedsim.federation import deal
 from fedsim.keys import Keys
 from fedsim.prolong import shorter
 from fedsim.record import Record, read_manifest

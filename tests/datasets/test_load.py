@@ -216,3 +216,19 @@ def test_blobs_follow_their_seed_alone() -> None:
     assert (a.train.x.shape, len(a.test), a.classes) == ((30, 20), 7, 10)
     still = Blobs(train=20, test=10, noise=0.0).load()
     assert torch.equal(still.train.x[:10], still.test.x)  # centres only
+
+
+def test_scaling_depends_on_no_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One client's pixels changed, all others' stay as they were."""
+    read = Digits.read
+
+    def changed(self: Digits) -> object:
+        (x, y), test, white = read(self)
+        x[0] = 16.0
+        return (x, y), test, white
+
+    before = Digits("standard").load().train.x
+    monkeypatch.setattr(Digits, "read", changed)
+    after = Digits("standard").load().train.x
+    assert torch.equal(before[1:], after[1:])
+    assert not torch.equal(before[0], after[0])

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections import Counter
 from dataclasses import replace
+from html import escape
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,29 @@ def singly(folder: Path, *experiments: Experiment) -> None:
     """Records of runs that no sweep made."""
     for experiment in experiments:
         work(Job(experiment, folder / experiment.fingerprint), lambda word: None)
+
+
+def test_the_page_says_what_is_private_and_what_all_runs_share(tmp_path: Path) -> None:
+    """Epsilon, delta, unit, adjacency, accountant, sampling; and the fixed settings, above all figures."""
+    privacy = (ExampleDP(clip=1.0, epsilon=epsilon, delta=1e-4) for epsilon in (2.0, 4.0))
+    singly(tmp_path, *(replace(SMALL, privacy=each) for each in privacy))
+    top = report(tmp_path).read_text().partition("<section")[0]
+    for part in (
+        "epsilon = ",
+        "at delta = 0.0001",
+        "unit: one example",
+        "batches ",
+        "outside of the guarantee",
+    ):
+        assert part in top.replace("Outside", "outside"), part
+    for run in load(tmp_path)["experiment"].unique():
+        assert escape(json.loads((tmp_path / run / "notes.json").read_text())[0]) in top
+    assert "In all runs: data" in top
+    assert "clients <code>" in top
+
+
+def test_the_page_says_where_nothing_is_private(folder: Path) -> None:
+    assert "Privacy: none" in report(folder).read_text()
 
 
 def test_a_report_on_single_runs(tmp_path: Path) -> None:

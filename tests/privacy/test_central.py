@@ -1,6 +1,6 @@
 """A trusted server: noise on the mean of the messages, as large as one client may move it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import sqrt
 from types import SimpleNamespace
 
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from test_privacy import plan
+from torch import Tensor
 
 from fedsim.accounting import Release, exact, gaussian_epsilon, rdp
-from fedsim.attacks import NaN
+from fedsim.attacks import ALIE, IPM, NaN
 from fedsim.check import Invalid
 from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import IID
@@ -21,6 +22,7 @@ from fedsim.runner import run
 from fedsim.spec import Experiment
 from fedsim.strategies import ByzClip21SGD2M, ByzClipSGD, Clip21SGD2M, FedSGD, Mean, Median
 from fedsim.task import Task
+from fedsim.types import Attack, View
 
 
 def central(**changes):
@@ -100,3 +102,23 @@ def test_the_mean_of_a_cohort_is_what_gets_the_noise():
     torch.testing.assert_close(
         moved, torch.full((3,), method.beta_hat * 5 / 50)
     )  # absent clients count as zero
+
+
+@pytest.mark.parametrize("attack", [IPM(100.0), ALIE()], ids=repr)
+def test_attacks_that_see_honest_messages_are_refused(attack: Attack) -> None:
+    """IPM(100) carries one client's message into the forged rows: the mean moved by 1.92 where 0.10 was booked."""
+    with pytest.raises(Invalid, match="need only their own rows"):
+        central(byzantine=2, attack=attack)
+
+
+def test_an_attack_is_not_shown_more_than_it_declares() -> None:
+    @dataclass(frozen=True)
+    class Curious(Attack):
+        """Declares its own rows, and would read the honest ones."""
+
+        def forge(self, view: View) -> Tensor:
+            assert view.honest is None
+            assert view.own is not None
+            return -view.own
+
+    run(central(byzantine=2, attack=Curious(), rounds=1))

@@ -1,0 +1,66 @@
+"""The training examples dealt to clients, and what a split must keep to."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.check import Invalid
+from fedsim.keys import Keys
+from fedsim.spec import Experiment
+from fedsim.types import Dataset
+
+Ids = NDArray[np.int64]
+
+
+def deal(experiment: Experiment, dataset: Dataset, keys: Keys) -> list[Ids]:
+    """A shard for each client; Byzantine clients hold none where only honest ones are dealt to.
+
+    Raises `Invalid` where a split leaves a client without examples, names one that is not there, or deals one twice
+    where privacy is for one example.
+    """
+    owners = experiment.clients if experiment.dealt == "all" else experiment.honest
+    total, name = len(dataset.train), type(experiment.split).__name__
+    if owners > total:
+        raise Invalid(
+            f"clients = {owners} who hold data: at most one for each of the {total} training examples"
+        )
+    shards = experiment.split.deal(dataset, owners, keys.numpy("split"))
+    if len(shards) != owners:
+        raise Invalid(f"split = {name}: deals to {len(shards)} clients, there are {owners} who hold data")
+    dealt = [_indices(shard, client, total, name) for client, shard in enumerate(shards)]
+    if experiment.privacy is not None and experiment.privacy.level != "central":
+        _require_once(dealt, total, name)
+    return [*dealt, *(np.zeros(0, np.int64) for _ in range(experiment.clients - owners))]
+
+
+def _indices(shard: object, client: int, total: int, name: str) -> Ids:
+    """A client's shard as indices of training examples."""
+    found = np.asarray(shard)
+    if found.ndim != 1 or not len(found):
+        raise Invalid(
+            f"split = {name}: client {client} gets {found.shape} indices; must be one or more, in a row"
+        )
+    if found.dtype.kind not in "iu":
+        raise Invalid(
+            f"split = {name}: client {client} gets indices of type {found.dtype}; must be whole numbers"
+        )
+    beyond = found[(found < 0) | (found >= total)]
+    if len(beyond):
+        raise Invalid(
+            f"split = {name}: client {client} gets example {beyond[0]}; allowed are those from 0 to {total - 1}"
+        )
+    return found.astype(np.int64)
+
+
+def _require_once(dealt: list[Ids], total: int, name: str) -> None:
+    """Raise `Invalid` where an example lies with two clients, or twice with one: "one example" is then several."""
+    every = np.concatenate(dealt)
+    counts = np.bincount(every, minlength=total)
+    if counts.max() > 1:
+        example = int(counts.argmax())
+        holders = [client for client, shard in enumerate(dealt) if (shard == example).any()]
+        raise Invalid(
+            f"split = {name}: deals example {example} {counts[example]} times (clients {holders[:3]}), and privacy is "
+            "for one example; allowed is each example once, or no privacy"
+        )
