@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.dealing import deal
 from fedsim.engines import vector
 from fedsim.env import AtServer
 from fedsim.experiments.audit.canary import Placed, candidates, furthest, numbers
 from fedsim.experiments.audit.releases import Evidence
-from fedsim.federation import Federation, Ids, deal
+from fedsim.federation import Federation, Ids
 from fedsim.gradients import ClientGradients, Clip
 from fedsim.gradients.fallback import Known
 from fedsim.gradients.layers import Ready

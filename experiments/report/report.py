@@ -124,7 +124,7 @@ def _settings(results: Results) -> str:
     """What all runs have in common: data, model, method, split, clients."""
     told = []
     for name in SETTINGS:
-        values = results.frame[name].astype(str).unique() if name in results.frame else []
+        values = list(results.frame[name].astype(str).unique()) if name in results.frame else []
         if name not in results.axes and len(values) == 1:
             told.append(f"{name.removeprefix('task.')} <code>{escape(values[0])}</code>")
     return f'<p class="settings">In all runs: {", ".join(told)}.</p>' if told else ""
