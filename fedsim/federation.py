@@ -46,6 +46,8 @@ class Federation:
         self.choice = self.keys  # of batches; a device draws these from a secret of its own
         self.accounted = True  # False where a deployment derives its noise: that hides nothing
         dataset = dataset or experiment.task.data.load()
+        for part, some in (("training", dataset.train), ("test", dataset.test)):
+            _require_alike(part, some)
         _require_finite(dataset.train.x)
         self.shards = self._deal(dataset)
         self.sizes = np.array([len(shard) for shard in self.shards], np.int64)
@@ -391,6 +393,17 @@ class Steps(Batch):
     def split(self, steps: int) -> Iterator[Batch]:
         for i in range(steps):
             yield replace(self.fetch(self.place.select(-2, i), self.drawn.select(-2, i)), step=i)
+
+
+def _require_alike(part: str, some: Examples) -> None:
+    """Raise `Invalid` where inputs and labels are not as many."""
+
+    def look(x: Tensor) -> Tensor:
+        if len(x) != len(some.y):
+            raise Invalid(f"data: {len(x)} {part} inputs x and {len(some.y)} labels y; must be as many")
+        return x
+
+    on_inputs(look, some.x)
 
 
 def _require_finite(inputs: Inputs) -> None:

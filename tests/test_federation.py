@@ -19,6 +19,7 @@ from fedsim.runner import run
 from fedsim.spec import Experiment
 from fedsim.strategies import FedAvg, Mean
 from fedsim.task import Task
+from fedsim.types import Examples
 
 BASE = Experiment(
     task=Task(data=Blobs(), model=Logistic()),
@@ -66,3 +67,15 @@ def test_byzantine_clients_without_data_need_an_attack() -> None:
     ):
         replace(attacked, attack=None)
     Federation(replace(attacked, attack=None, byzantine=0, f=5))
+
+
+@pytest.mark.parametrize("part", ["training", "test"])
+def test_labels_that_are_fewer_than_inputs_are_refused(part: str) -> None:
+    data = Blobs().load()
+    some = data.train if part == "training" else data.test
+    short = replace(data, **{"train" if part == "training" else "test": Examples(some.x, some.y[:-1])})
+    e = Experiment(
+        task=Task(data=Blobs(), model=Logistic()), method=FedAvg(lr=0.1), rule=Mean(), split=IID(), clients=5
+    )
+    with pytest.raises(Invalid, match=rf"{len(some)} {part} inputs x and {len(some) - 1} labels y"):
+        Federation(e, dataset=short)
