@@ -1,14 +1,15 @@
-"""The training examples dealt to clients, and what a split must keep to."""
+"""The training examples dealt to clients: what data and a split must keep to."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedsim.check import Invalid
 from fedsim.keys import Keys
 from fedsim.spec import Experiment
-from fedsim.types import Dataset
+from fedsim.types import Dataset, Examples, Inputs, on_inputs
 
 Ids = NDArray[np.int64]
 
@@ -64,3 +65,26 @@ def _require_once(dealt: list[Ids], total: int, name: str) -> None:
             f"split = {name}: deals example {example} {counts[example]} times (clients {holders[:3]}), and privacy is "
             "for one example; allowed is each example once, or no privacy"
         )
+
+
+def require_alike(part: str, some: Examples) -> None:
+    """Raise `Invalid` where inputs and labels are not as many."""
+
+    def look(x: Tensor) -> Tensor:
+        if len(x) != len(some.y):
+            raise Invalid(f"data: {len(x)} {part} inputs x and {len(some.y)} labels y; must be as many")
+        return x
+
+    on_inputs(look, some.x)
+
+
+def require_finite(inputs: Inputs) -> None:
+    """Raise `Invalid` for inputs that no clip can bound."""
+
+    def look(x: Tensor) -> Tensor:
+        if not x.sum().isfinite() and not x.isfinite().all():
+            first = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
+            raise Invalid(f"data: training example {first} holds NaN or Inf; allowed are finite inputs")
+        return x
+
+    on_inputs(look, inputs)

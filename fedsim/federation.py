@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Iterator
 from math import prod
 
 import numpy as np
@@ -13,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.check import Invalid
-from fedsim.dealing import deal
+from fedsim.dealing import deal, require_alike, require_finite
+from fedsim.fetched import Steps
 from fedsim.gradients import ClientGradients, require_certain
 from fedsim.keys import SHARED, Keys, torch_seed, uniform
 from fedsim.layout import Layout, norms
@@ -47,8 +46,8 @@ class Federation:
         self.accounted = True  # False where a deployment derives its noise: that hides nothing
         dataset = dataset or experiment.task.data.load()
         for part, some in (("training", dataset.train), ("test", dataset.test)):
-            _require_alike(part, some)
-        _require_finite(dataset.train.x)
+            require_alike(part, some)
+        require_finite(dataset.train.x)
         self.shards = self._deal(dataset)
         self.sizes = np.array([len(shard) for shard in self.shards], np.int64)
         self.starts = np.cumsum(self.sizes) - self.sizes
@@ -357,65 +356,6 @@ class Federation:
             plan.batches, self.sizes[ids], self.experiment.method.message_bound
         )
         return torch.from_numpy(privacy.scale(plan, round) * reach).float().to(self.device)
-
-
-class Steps(Batch):
-    """The batches of several local steps, ([k,] steps, b, ...), each fetched when its turn comes; all, if asked for."""
-
-    def __init__(self, fetch: Callable[[Tensor, Tensor], Batch], place: Tensor, weight: Tensor) -> None:
-        self.__dict__.update(
-            fetch=fetch, place=place, drawn=weight
-        )  # where examples are, and what they weigh
-
-    fetch: Callable[[Tensor, Tensor], Batch]
-    place: Tensor
-    drawn: Tensor
-
-    @cached_property
-    def whole(self) -> Batch:
-        return self.fetch(self.place, self.drawn)
-
-    @property
-    def x(self) -> Inputs:
-        return self.whole.x
-
-    @property
-    def y(self) -> Tensor:
-        return self.whole.y
-
-    @property
-    def weight(self) -> Tensor:
-        return self.drawn
-
-    def part(self, clients: slice | int | Tensor) -> Batch:
-        return Steps(self.fetch, self.place[clients], self.drawn[clients])
-
-    def split(self, steps: int) -> Iterator[Batch]:
-        for i in range(steps):
-            yield replace(self.fetch(self.place.select(-2, i), self.drawn.select(-2, i)), step=i)
-
-
-def _require_alike(part: str, some: Examples) -> None:
-    """Raise `Invalid` where inputs and labels are not as many."""
-
-    def look(x: Tensor) -> Tensor:
-        if len(x) != len(some.y):
-            raise Invalid(f"data: {len(x)} {part} inputs x and {len(some.y)} labels y; must be as many")
-        return x
-
-    on_inputs(look, some.x)
-
-
-def _require_finite(inputs: Inputs) -> None:
-    """Raise `Invalid` for inputs that no clip can bound."""
-
-    def look(x: Tensor) -> Tensor:
-        if not x.sum().isfinite() and not x.isfinite().all():
-            first = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
-            raise Invalid(f"data: training example {first} holds NaN or Inf; allowed are finite inputs")
-        return x
-
-    on_inputs(look, inputs)
 
 
 def _computing(experiment: Experiment) -> int:

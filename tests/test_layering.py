@@ -39,6 +39,7 @@ CORE = (*PARTS, "fedsim.privacy", "fedsim.task", "fedsim.spec")
 RUNTIME = (
     *CORE,
     "fedsim.dealing",
+    "fedsim.fetched",
     "fedsim.federation",
     "fedsim.mechanism",
     "fedsim.env",
