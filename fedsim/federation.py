@@ -23,6 +23,7 @@ from fedsim.method import Method
 from fedsim.privacy import CLIP, ExampleDP, MessageDP, Privacy, Quantile
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.plan import Plan, histories
+from fedsim.recall import MemoryRule
 from fedsim.spec import Experiment
 from fedsim.types import Batch, Dataset, Examples, Inputs, Split, State, on_inputs, single
 
@@ -298,6 +299,10 @@ class Federation:
         method, row = self.experiment.method, self.width * self.x0.element_size()
         states = sum(value.nbytes for value in self.client_state().values())
         kept = self.experiment.clients * row if method.server_memory or method.peer else 0
+        rule = self.experiment.rule
+        if isinstance(rule, MemoryRule):
+            own = rule.own(self.x0.new_zeros(self.width))
+            kept += self.experiment.clients * sum(value.nbytes for value in own.values())
         return self.experiment.active * (2 * states + (0 if self.mean_only else row)) + kept
 
     def _ledger(self) -> Ledger | None:

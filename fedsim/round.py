@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 import numpy as np
@@ -19,6 +19,7 @@ from fedsim.machine.threads import one_thread
 from fedsim.mechanism import Mechanism
 from fedsim.messages.payload import Payload
 from fedsim.method import Method
+from fedsim.recall import MemoryRule, Recall, Recalled, recalled
 from fedsim.types import Batch, State, Target, View
 
 AT_CLIP = 1e-5  # a message this close to the bound, relatively, was shortened to it: what rounding leaves
@@ -128,11 +129,18 @@ class Messages:
 
 @dataclass(frozen=True)
 class Server:
-    """What the server carries from round to round: the method's state, the last aggregate, the adversary's memory."""
+    """What the server carries from round to round.
+
+    state     the method's
+    previous  the last aggregate
+    memory    the adversary's
+    recall    that of a rule that remembers
+    """
 
     state: State
     previous: Tensor | None
     memory: State
+    recall: Recall = field(default_factory=dict)
 
     @property
     def x(self) -> Tensor:
@@ -144,7 +152,10 @@ class Server:
 
     @classmethod
     def start(cls, fed: Federation) -> Server:
-        return cls(fed.experiment.method.server_init(fed.x0, fed.experiment.clients), None, {})
+        experiment, row = fed.experiment, fed.x0.new_zeros(fed.width)
+        rule = experiment.rule
+        recall = rule.start(experiment.clients, row) if isinstance(rule, MemoryRule) else {}
+        return cls(experiment.method.server_init(fed.x0, experiment.clients), None, {}, recall)
 
 
 @dataclass(frozen=True)
@@ -156,6 +167,7 @@ class Seen:
     aggregate: Tensor  # (d,); among peers the mean of the honest nodes'
     weights: Tensor | None = None  # (n',), how much each row counts in the mean, where not alike
     clipped: float | None = None  # the share of honest messages that a clip has shortened, where that shows
+    recalled: Recalled | None = None  # where the rule remembers
 
 
 @dataclass(frozen=True)
@@ -179,7 +191,7 @@ def finish(fed: Federation, server: Server, messages: Messages, ids: Ids, round:
     )
     f = 0 if messages.mean_only else experiment.f_round  # of one row, the mean of all, none may be Byzantine
     honest = experiment.honest if method.server_memory else len(ids) - stage.f
-    topology = _topology(fed, ids, round)
+    topology, remembered = _topology(fed, ids, round), _remembered(fed, server, ids, f)
     target = Target(
         experiment.rule,
         f,
@@ -189,6 +201,7 @@ def finish(fed: Federation, server: Server, messages: Messages, ids: Ids, round:
         honest,
         topology,
         _weights(fed, messages, ids),
+        None if remembered is None else lambda seen, generator: remembered(seen).answer(generator),
     )
     forged, memory = _forge(fed, server, stage, target, round)
     clipped = _clipped(fed, messages, ids) if fed.evaluated(round) else None
@@ -200,11 +213,14 @@ def finish(fed: Federation, server: Server, messages: Messages, ids: Ids, round:
         moved, shown = server.x.index_copy(0, there, models), models[:honest].mean(0)
         after = method.step(state, moved, AtServer(fed, round))
         return Server(after, None, memory), Seen(seen, honest, shown)
-    aggregate = target.aggregate(seen)
+    now = None if remembered is None else remembered(seen)
+    generator = torch.Generator(fed.device).manual_seed(target.seed)
+    aggregate = target.aggregate(seen) if now is None else now.answer(generator)
     _require(experiment.rule, aggregate, tuple(seen.shape[1:]), seen)
     aggregate = fed.published(aggregate, len(ids) if messages.mean_only else len(seen), round)
     after = method.step(state, aggregate, AtServer(fed, round))
-    return Server(after, aggregate, memory), Seen(seen, honest, aggregate, target.weights, clipped)
+    what = Seen(seen, honest, aggregate, target.weights, clipped, now)
+    return Server(after, aggregate, memory, server.recall if now is None else now.memory), what
 
 
 def _weights(fed: Federation, messages: Messages, ids: Ids) -> Tensor | None:
@@ -224,6 +240,15 @@ def _clipped(fed: Federation, messages: Messages, ids: Ids) -> float | None:
     if tau is None or messages.mean_only or fed.message_privacy or not h or not len(messages.rows):
         return None
     return float((norms(messages.rows[:h]) >= (1 - AT_CLIP) * tau).double().mean())
+
+
+def _remembered(fed: Federation, server: Server, ids: Ids, f: int) -> Callable[[Tensor], Recalled] | None:
+    """What a rule that remembers makes of the rows that it sees; None for any other."""
+    rule, method = fed.experiment.rule, fed.experiment.method
+    if not isinstance(rule, MemoryRule):
+        return None
+    who = torch.from_numpy(np.arange(fed.experiment.clients) if method.server_memory else ids).to(fed.device)
+    return lambda seen: recalled(rule, server.recall, who, seen, f, server.x, server.previous)
 
 
 def _forge(fed: Federation, server: Server, stage: Stage, target: Target, round: int) -> tuple[Tensor, State]:

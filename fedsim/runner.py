@@ -257,12 +257,16 @@ def _diverged(lines: list[Metrics]) -> list[str]:
 
 def _weights(fed: Federation, seen: Seen, before: Tensor | None, round: int) -> Metrics:
     rule = fed.experiment.rule
-    if not fed.experiment.byzantine or fed.experiment.method.peer or not hasattr(rule, "influence"):
+    if not fed.experiment.byzantine or fed.experiment.method.peer:
         return {}
     generator = torch.Generator(fed.device).manual_seed(fed.rule_seed(round))
     weight = seen.weights
-    if weight is None:
+    if seen.recalled:
+        weight = seen.recalled.influence(generator)
+    elif weight is None and hasattr(rule, "influence"):
         weight = rule.influence(seen.rows, fed.experiment.f_round, previous=before, generator=generator)
+    if weight is None:
+        return {}
     metrics: Metrics = {"byzantine_weight": float(weight[seen.honest :].sum())}
     if len(weight) == fed.experiment.clients <= LISTED:
         metrics["weights"] = weight.cpu().numpy().round(4).tolist()

@@ -16,6 +16,7 @@ from fedsim.check import Component, Count, Invalid, Natural
 from fedsim.config.codec import decode, encode, read_toml
 from fedsim.method import Method
 from fedsim.privacy import Privacy
+from fedsim.recall import MemoryRule
 from fedsim.task import Task
 from fedsim.types import Attack, Knowledge, Rule, Split
 
@@ -94,6 +95,11 @@ class Experiment(Component):
         if self.method.peer and self.active < self.clients:
             raise Invalid(
                 f"cohort = {self.cohort}: among peers ({type(self.method).__name__}) all clients take part"
+            )
+        if self.method.peer and isinstance(self.rule, MemoryRule):
+            raise Invalid(
+                f"rule = {type(self.rule).__name__}: remembers clients at a server; among peers "
+                f"({type(self.method).__name__}) there is none"
             )
         self.rule.require(self.rows, self.f_round)
 

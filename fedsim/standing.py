@@ -101,7 +101,8 @@ class Standing:
 
     def dump(self) -> dict[str, Any]:
         """The checkpoint, without the clients' states."""
-        server = {"state": self.server.state, "previous": self.server.previous, "memory": self.server.memory}
+        now = self.server
+        server = {"state": now.state, "previous": now.previous, "memory": now.memory, "recall": now.recall}
         ledger = self.ledger.dump() if self.ledger else {}
         return {"round": self.round, "server": server, "metrics_bytes": self.written, **ledger}
 

@@ -244,6 +244,9 @@ class Target:
     honest: int  # so many rows of what the rule sees, the first ones, are honest
     topology: Tensor | None = None  # among peers: whose rows each node has
     weights: Tensor | None = None  # (n',), how much each of the rows counts, where they do not count alike
+    recall: Callable[[Tensor, Generator], Tensor] | None = (
+        None  # of a rule that remembers: rows -> the answer
+    )
 
     def __call__(self, forged: Tensor) -> Tensor:
         """The aggregate; among peers the mean of the honest nodes' answers."""
@@ -258,6 +261,8 @@ class Target:
         if self.weights is not None:
             return self.rule.weighted(rows, self.weights)
         generator = Generator(rows.device).manual_seed(self.seed)
+        if self.recall is not None:
+            return self.recall(rows, generator)
         return self.rule(rows, self.f, previous=self.previous, generator=generator)
 
     def honest_mean(self, rows: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from fedsim.strategies.rules.krum import Bulyan, Krum, MultiKrum
 from fedsim.strategies.rules.mixers import ARC, Bucketing, Clipping
 from fedsim.strategies.rules.neighbours import NNA, NNM
 from fedsim.strategies.rules.noisy import NoisyMajorityVote, NoisyMedian
+from fedsim.strategies.rules.recalling import FLDetector, FoolsGold
 from fedsim.strategies.rules.sign import MajorityVote
 from fedsim.strategies.rules.spectral import CAF, SMEA
 from fedsim.strategies.rules.weighted import CGE, FLTrust, Mean
@@ -44,9 +45,11 @@ __all__ = [
     "Clip21SGD2M",
     "Clipping",
     "DVRSign",
+    "FLDetector",
     "FLTrust",
     "FedAvg",
     "FedSGD",
+    "FoolsGold",
     "GeometricMedian",
     "HeavyBall",
     "Krum",

@@ -27,7 +27,8 @@ from fedsim import strategies as rules
 from fedsim.check import Invalid
 from fedsim.flower.arrays import Layout
 from fedsim.flower.replies import SetAside, collect
-from fedsim.types import Rule
+from fedsim.recall import MemoryRule, Recall, recalled
+from fedsim.types import Rule, State
 
 METRICS, NUMBERS = (
     200,
@@ -87,6 +88,12 @@ class RobustStrategy(Strategy):
         self.set_aside: list[SetAside] = []
         self._sent, self._asked = ArrayRecord(), list[Message]()
         self._previous: Tensor | None = None
+        self._recall: dict[int, State] = {}  # what a rule that remembers keeps of each node
+        self._shared: State | None = None
+        if per_array and isinstance(rule, MemoryRule):
+            raise Invalid(
+                f"RobustStrategy.per_array = True: {type(rule).__name__} remembers whole updates; allowed is False"
+            )
 
     def summary(self) -> None:
         log(
@@ -105,7 +112,7 @@ class RobustStrategy(Strategy):
     ) -> Iterable[Message]:
         self._sent = arrays
         if server_round == 1:  # of another start
-            self._previous = None
+            self._previous, self._recall, self._shared = None, {}, None
         return self._ask(MessageType.TRAIN, server_round, arrays, config, grid)
 
     def configure_evaluate(
@@ -161,9 +168,9 @@ class RobustStrategy(Strategy):
                 raise
             return self._update(vector - base), reply.content
 
-        answers = self._collect(server_round, replies, read)
-        rows = [row for row, _ in answers]
-        metrics = self._metrics(self.train_metrics_aggr_fn, [content for _, content in answers])
+        answers = self._answers(server_round, replies, read)
+        rows = [row for row, _ in answers.values()]
+        metrics = self._metrics(self.train_metrics_aggr_fn, [content for _, content in answers.values()])
         try:
             if not rows or not layout.floating:
                 raise Invalid(
@@ -171,7 +178,9 @@ class RobustStrategy(Strategy):
                 )
             f = max(self.f - malformed, 0)
             self.rule.require(len(rows), f)
-            aggregate = self._aggregate(torch.stack(rows), f, layout, server_round)
+            aggregate, remember = self._aggregate(
+                torch.stack(rows), f, list(answers), base, layout, server_round
+            )
             moved = layout.record(base + self.server_lr * aggregate, self._sent)
             if not layout.vector(moved).isfinite().all():
                 raise Invalid(f"{self.rule}: the answer is not finite")
@@ -179,18 +188,20 @@ class RobustStrategy(Strategy):
             log(WARNING, "round %s skipped, the model stays: %s", server_round, reason)
             return self._sent, metrics
         self._previous = aggregate
+        remember()
         return moved, metrics
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        contents = self._collect(server_round, replies, lambda reply: reply.content)
+        contents = list(self._answers(server_round, replies, lambda reply: reply.content).values())
         return self._metrics(self.evaluate_metrics_aggr_fn, contents) if self._asked else None
 
-    def _collect(
+    def _answers(
         self, server_round: int, replies: Iterable[Message], read: Callable[[Message], Any]
-    ) -> list[Any]:
+    ) -> dict[int, Any]:
+        """What was read of each node's answer."""
         answers, aside = collect(server_round, self._asked, replies, read)
         self.set_aside += aside
-        return list(answers.values())
+        return answers
 
     def _update(self, update: Tensor) -> Tensor:
         """The update (d,), unless it is one that honest training may come to, and no rule should see."""
@@ -201,18 +212,34 @@ class RobustStrategy(Strategy):
             raise Invalid(f"an update of norm {norm:.3g}: allowed are {self.max_norm:.3g}")
         return update
 
-    def _aggregate(self, rows: Tensor, f: int, layout: Layout, server_round: int) -> Tensor:
+    def _aggregate(
+        self, rows: Tensor, f: int, nodes: list[int], base: Tensor, layout: Layout, server_round: int
+    ) -> tuple[Tensor, Callable[[], None]]:
+        """The answer, and what is to be called once it counts."""
         widths = layout.widths if self.per_array else [rows.shape[1]]
         before = self._previous.split(widths) if self._previous is not None else [None] * len(widths)
         generator = torch.Generator().manual_seed(
             random.Random(f"{self.seed}/rule/{server_round}").getrandbits(63)
         )
+        if isinstance(self.rule, MemoryRule):
+            own = [self._recall.get(node) or self.rule.own(rows[0]) for node in nodes]
+            memory = {
+                "own": {name: torch.stack([state[name] for state in own]) for name in own[0]},
+                "shared": self.rule.shared(rows[0]) if self._shared is None else self._shared,
+            }
+            after = recalled(self.rule, memory, torch.arange(len(rows)), rows, f, base, self._previous)
+            return after.answer(generator), partial(self._remember, nodes, after.memory)
         pieces = [
             self.rule(part.contiguous(), f, previous=last, generator=generator)
             for part, last in zip(rows.split(widths, dim=1), before, strict=True)
             if part.shape[1]
         ]
-        return torch.cat(pieces)
+        return torch.cat(pieces), lambda: None
+
+    def _remember(self, nodes: list[int], memory: Recall) -> None:
+        for j, node in enumerate(nodes):
+            self._recall[node] = {name: value[j] for name, value in memory["own"].items()}
+        self._shared = memory["shared"]
 
     def _metrics(self, function: MetricsFn, contents: list[RecordDict]) -> MetricRecord:
         """The clients' metrics by `function`, where it can make something of them, and the counts of the round."""

@@ -20,6 +20,7 @@ NOUNS = (
     "fedsim.held",
     "fedsim.types",
     "fedsim.method",
+    "fedsim.recall",
     "fedsim.losses",
     "fedsim.keys",
     "fedsim.layout",

@@ -76,6 +76,8 @@ TABLE = {
     "CenteredClipping": Entry(s.CenteredClipping(10.0), lambda peer, f: peer.CenteredClipping(L=1, tau=10.0)),
     "CGE": Entry(s.CGE()),
     "FLTrust": Entry(s.FLTrust()),
+    "FoolsGold": Entry(s.FoolsGold()),  # these two as in a first round
+    "FLDetector": Entry(s.FLDetector()),
     "NNA(0)": Entry(s.NNA(0), lambda peer, f: peer.MoNNA(f)),
     "NNA": Entry(s.NNA()),
     "MDA": Entry(s.MDA(), lambda peer, f: peer.MDA(f), _subsets),

@@ -180,3 +180,33 @@ def arc(x: Array, f: int) -> Array:
     n, norms = len(x), np.linalg.norm(x, axis=1)
     tau = np.sort(norms)[n - int(np.floor(2 * f * (n - f) / n)) - 1]
     return x * np.minimum(1, tau / np.maximum(1e-300, norms))[:, None]
+
+
+def fools_gold_weights(h: Array, confidence: float = 1.0) -> Array:
+    """arXiv:1808.04866, algorithm 1, number by number: the weights of histories h (k, d); ones where all are 0."""
+    k = len(h)
+    cs = np.zeros((k, k))
+    for i in range(k):
+        for j in range(k):
+            if i != j and h[i].any() and h[j].any():
+                cs[i, j] = h[i] @ h[j] / np.linalg.norm(h[i]) / np.linalg.norm(h[j])
+    m = cs.max(1)
+    pardoned = cs.copy()
+    for i in range(k):
+        for j in range(k):
+            if i != j and m[i] < m[j]:
+                pardoned[i, j] = cs[i, j] * m[i] / m[j]
+    w = np.clip(1 - pardoned.max(1), 0, 1)
+    w[w < 1e-9] = 0
+    if not w.any():
+        return np.ones(k)
+    w = w / w.max()
+    w[w == 1] = 0.99
+    with np.errstate(divide="ignore"):
+        w = np.clip(confidence * (np.log(w / (1 - w)) + 0.5), 0, 1)
+    return w if w.any() else np.ones(k)
+
+
+def fools_gold(x: Array, f: int) -> Array:
+    w = fools_gold_weights(x)
+    return w @ x / w.sum()

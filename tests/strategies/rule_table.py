@@ -24,7 +24,9 @@ from fedsim.strategies import (
     CenteredClipping,
     Chain,
     Clipping,
+    FLDetector,
     FLTrust,
+    FoolsGold,
     GeometricMedian,
     Krum,
     MajorityVote,
@@ -118,6 +120,8 @@ TABLE = [
     Claim(CAF(), oracle.caf, (SLOPE,), PLAIN, 1e-3),
     Claim(MajorityVote(), oracle.majority_vote, (SHIFT, SCALE, MEAN, FIXED)),
     Claim(NoisyMajorityVote(0.0), oracle.majority_vote, (SHIFT, SCALE, MEAN, FIXED)),
+    Claim(FoolsGold("mean"), oracle.fools_gold, (SHIFT, MEAN, SLOPE)),
+    Claim(FLDetector(), oracle.median, (MEAN,)),  # in a first round
     Claim(FLTrust(), oracle.fltrust, (ORDER, SHIFT, MEAN)),
     Claim(Chain(NNM(), Median()), chain(oracle.nnm, oracle.median)),
     Claim(Chain(NNM(), TrimmedMean()), chain(oracle.nnm, oracle.trimmed_mean)),
