@@ -56,10 +56,33 @@ class JsonLines(logging.Formatter):
         return json.dumps(line | fields)
 
 
+class Sparing(logging.Filter):
+    """Lets so many warnings of a kind through in a minute, then says how many were left out: no log fills a disk."""
+
+    def __init__(self, most: int = 60) -> None:
+        super().__init__()
+        self._most, self._seen = most, dict[str, tuple[float, int]]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        event = str(record.msg)[:40]
+        began, count = self._seen.get(event, (0.0, 0))
+        if record.created > began + 60:
+            if count > self._most:
+                record.__dict__["fields"] = {**getattr(record, "fields", {}), "left_out": count - self._most}
+            began, count = record.created, 0
+        if len(self._seen) > 1000:
+            self._seen.clear()
+        self._seen[event] = began, count + 1
+        return count < self._most
+
+
 def to_stderr() -> None:
     """Write what is logged from here on to standard error, as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
+    handler.addFilter(Sparing())
     for name in (LOG.name, "flwr"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

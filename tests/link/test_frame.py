@@ -150,3 +150,23 @@ def test_records_that_were_changed_on_the_way_are_a_violation_or_records(data: s
     node[i] = data.draw(tree)
     with suppress(Violation):
         restore(described, memoryview(blobs))
+
+
+def test_warnings_do_not_fill_a_disk() -> None:
+    """Sixty of a kind in a minute, and then how many were left out; what is no warning is written always."""
+    import logging
+
+    from fedsim.link.journal import Sparing
+
+    def record(created: float, level: int = logging.WARNING, message: str = "no answer") -> logging.LogRecord:
+        made = logging.LogRecord("a", level, "", 0, message, None, None)
+        made.created = created
+        return made
+
+    spare = Sparing()
+    assert sum(spare.filter(record(1000 + i / 1000)) for i in range(10_000)) == 60
+    assert spare.filter(record(1001, message="another"))
+    assert all(spare.filter(record(1001, logging.INFO)) for _ in range(1000))
+    later = record(1070)
+    assert spare.filter(later)
+    assert later.__dict__["fields"] == {"left_out": 10_000 - 60}
