@@ -41,8 +41,26 @@ class AtClients:
         self.fed, self.ids, self.round, self.told = fed, ids, round, told
         self.x, self.layout = told[fed.experiment.method.sends], fed.layout.trained
         self.calls = Counter[int]()  # gradients on each of the round's batches
+        self.noised = False  # the message, where privacy is message-level
         self.draws = Draws(fed, "client", round, ids)
         self.common = Draws(fed, "common", round, HERE).common
+
+    def noise_once(self) -> None:
+        """Raise `Invalid` where a message of this round had its noise already: the ledger books one."""
+        if self.noised:
+            raise Invalid(
+                f"{type(self.fed.experiment.method).__name__}: calls env.noisy twice in a round; the ledger books one "
+                "message a round"
+            )
+        self.noised = True
+
+    def require_noised(self) -> None:
+        """Raise `Invalid` where privacy is message-level, and a message leaves that env.noisy has not seen."""
+        if self.fed.message_privacy is not None and not self.noised:
+            raise Invalid(
+                f"{type(self.fed.experiment.method).__name__}: sends a message without env.noisy, and MessageDP "
+                "books it as noisy"
+            )
 
     @property
     def uplink(self) -> Compressor:

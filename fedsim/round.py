@@ -72,6 +72,7 @@ class Client(AtClients):
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
             return message
+        self.noise_once()
         return self.fed.noisy(message[None], "message", self.round, self.ids)[0]
 
     def buffer(self, name: str) -> Tensor | None:
@@ -92,6 +93,7 @@ def answer(fed: Federation, client: int, state: State, told: State, round: int) 
     """What a client makes of its state, of what the server broadcast and of the round."""
     env = Client(fed, client, round, state, told)
     state, message = fed.experiment.method.client_step(state, env.x, env.batch, env)
+    env.require_noised()
     if message.shape != (fed.width,):
         raise Invalid(
             f"{type(fed.experiment.method).__name__}: a message of shape {tuple(message.shape)}, its `width` says "

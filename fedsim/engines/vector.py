@@ -65,6 +65,7 @@ class Clients(AtClients):
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
             return message
+        self.noise_once()
         return self.fed.noisy(message, "message", self.round, self.ids, out=self.sent)
 
     def buffer(self, name: str) -> Tensor | None:
@@ -243,6 +244,7 @@ def _step(
             batch = env.batch.part(part) if env.batch else fed.batch(round, env.ids[part])
             group = Group(env, part, state, batch, new, place)
             state, sent = method.client_step(state, group.x, batch, group)
+            group.require_noised()
             for name, value in (state | group.kept).items():
                 _put(value, new[name])
             if spare is None:
