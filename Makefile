@@ -4,13 +4,17 @@ BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test check controls clean
+.PHONY: demo test test-everywhere check controls clean
 
 demo: .venv/installed
 	$(BIN)/fedsim run quickstart
 
 test: check
 	$(BIN)/python -m pytest
+
+# The numerical tests as on other processors and on other numbers of threads.
+test-everywhere: .venv/installed
+	$(BIN)/python tests/everywhere.py
 
 # Faults that an audit must see and correct runs that it must pass, 20 seeds each: about an hour.
 controls: .venv/installed

@@ -38,7 +38,7 @@ class Mimic(Attack):
         if self.victim is None and t < self.warmup:
             memory = self._look(t, honest, view, memory)
         if self.victim is None:
-            there = (_ids(view) == memory["victim"]).nonzero()
+            there = (_ids(view) == int(memory["victim"])).nonzero()  # which a resumed run has on its device
             place = int(there[0]) if len(there) else int((honest @ memory["z"]).argmax())
         else:
             place = self.victim % len(honest)

@@ -63,7 +63,7 @@ class RowFile:
                 raise OSError("no space left for clients' states")
 
     def read(self, client: int, into: Sequence[Tensor]) -> None:
-        here = [torch.empty_like(part, device="cpu") if part.is_cuda else part for part in into]
+        here = [part if part.device.type == "cpu" else torch.empty_like(part, device="cpu") for part in into]
         if os.preadv(self._file.fileno(), _bytes(here), self.slots[client] * self.size) < self.size:
             raise Invalid(f"{self._folder}: ends before the state of client {client}")
         for part, came in zip(into, here, strict=True):

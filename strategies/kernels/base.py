@@ -109,7 +109,7 @@ class Stage:
             if mixed.weights is not None:
                 weights = mixed.weights.to_dense().double().cpu()
                 shares = shares * weights if weights.dim() == 1 else shares @ weights
-            at = torch.arange(n) if mixed.rows.ids is None else mixed.rows.ids
+            at = torch.arange(n) if mixed.rows.ids is None else mixed.rows.ids.cpu()
             return torch.zeros(n, dtype=torch.float64).index_add(0, at, shares)
 
         nothing = partial(torch.zeros, n, dtype=torch.float64)

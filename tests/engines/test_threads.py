@@ -6,7 +6,6 @@ fedsim's own share is cut by the shape of the work alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -44,13 +43,6 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vector, "CACHED", 2**8)
     monkeypatch.setattr(columns, "CACHED", 20 * 64)
     monkeypatch.setattr(columns, "LITTLE", 0)
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 class Watch(TorchDispatchMode):

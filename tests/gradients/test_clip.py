@@ -57,7 +57,8 @@ def test_clips_are_the_formula(name: str, by_layer: bool, memory: int | None) ->
     torch.manual_seed(0)
     net, batch = NETS[name]().double(), batches()
     each = each_example(net, batch)
-    bound = each.norm(dim=2).median(dim=1).values * torch.tensor([0.5, 1.0, 1.5, 1e9], dtype=torch.float64)
+    # none at an example's own norm: whether that is within its bound is a matter of rounding
+    bound = each.norm(dim=2).median(dim=1).values * torch.tensor([0.5, 1.01, 1.5, 1e9], dtype=torch.float64)
     parts = each.split(layer_sizes(net), 2) if by_layer else (each,)
     limit = bound[:, None] / len(parts) ** 0.5
     factors = [(limit / part.norm(dim=2)).clamp_max(1) for part in parts]

@@ -166,14 +166,12 @@ def test_blocks_and_threads_do_not_change_the_answer(claim: Claim, monkeypatch: 
     whole = claim.part(x, 2)
     monkeypatch.setattr(columns, "CACHED", 20 * 64)
     monkeypatch.setattr(columns, "LITTLE", 0)
+    torch.set_num_threads(1)
     one = claim.part(x, 2)
     torch.set_num_threads(3)
-    try:
-        two = claim.part(x, 2)
-        claim.part(x[:, :100], 2)  # two blocks
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(1)
+    two = claim.part(x, 2)
+    claim.part(x[:, :100], 2)  # two blocks
+    assert torch.get_num_threads() == 3
     assert torch.equal(one, two)
     assert close(one, whole.double(), x, 1e-5)
 
@@ -193,12 +191,10 @@ def test_blocks_and_threads_do_not_change_the_answer(claim: Claim, monkeypatch: 
 )
 def test_wider_blocks_for_more_threads_do_not_change_the_answer(rule: Rule, n: int) -> None:
     x = torch.randn(n, 2 * columns.SHARED + 77, generator=torch.Generator().manual_seed(n))
+    torch.set_num_threads(1)
     one = rule(x, n // 5, generator=torch.Generator().manual_seed(0))
     torch.set_num_threads(2)
-    try:
-        assert torch.equal(one, rule(x, n // 5, generator=torch.Generator().manual_seed(0)))
-    finally:
-        torch.set_num_threads(1)
+    assert torch.equal(one, rule(x, n // 5, generator=torch.Generator().manual_seed(0)))
 
 
 @every
