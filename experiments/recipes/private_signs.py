@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from fedsim.batches import Fixed
+from fedsim.check import LEAST_NOISE
 from fedsim.datasets.load import MNIST
 from fedsim.datasets.split import IID
 from fedsim.experiments.study import Study, axes
@@ -67,7 +68,9 @@ def excess(study: Study, dataset: Dataset | None = None) -> pd.DataFrame:
 
     dataset = dataset or study.base.task.data.load()
     quiet = dataclasses.replace(
-        study.base, privacy=ExampleDP(clip=1.0, noise=1e-6, accountant="exact"), rounds=2 * study.base.rounds
+        study.base,
+        privacy=ExampleDP(clip=1.0, noise=LEAST_NOISE, accountant="exact"),
+        rounds=2 * study.base.rounds,
     )
     floor = _objective(run(quiet, dataset=dataset), dataset)
     lines = []

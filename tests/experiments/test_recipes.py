@@ -174,15 +174,18 @@ def test_a_look_alike_is_as_far_off_as_its_accuracies() -> None:
 
 
 # ---------------------------------------------------------------- the quickstart
+CLIP = "without the outer clip"
+
+
 @pytest.mark.parametrize(
     ("changes", "labels"),
     [
-        ([], ["NNM + median under attack", "without the defence (mean)", "without the attack"]),
-        (["rule=Mean"], ["mean under attack", "without the attack"]),
+        ([], ["NNM + median under attack", "without the defence (mean)", CLIP, "without the attack"]),
+        (["rule=Mean"], ["mean under attack", CLIP, "without the attack"]),
         (["rule=Chain(NNM, Krum)", "byzantine=3"],
-         ["NNM + Krum under attack", "without the defence (mean)", "without the attack"]),
-        (["attack=none", "byzantine=0"], ["NNM + median without an attack", "without the defence (mean)"]),
-        (["attack=none", "byzantine=0", "privacy=none", "rule=Mean", "clients=20"], ["mean without an attack"]),
+         ["NNM + Krum under attack", "without the defence (mean)", CLIP, "without the attack"]),
+        (["attack=none", "byzantine=0"], ["NNM + median without an attack", "without the defence (mean)", CLIP]),
+        (["attack=none", "byzantine=0", "privacy=none", "rule=Mean", "clients=20"], ["mean without an attack", CLIP]),
     ],
 )  # fmt: skip
 def test_labels_say_what_is_compared(changes: list[str], labels: list[str]) -> None:

@@ -48,7 +48,9 @@ def test_a_peer_ends_where_fedsim_does(
     except Invalid as missing:
         pytest.skip(str(missing))
     ends: list[Tensor] = []
-    monkeypatch.setattr(bench_rounds, "evaluate", lambda model, x, test: (ends.append(x.clone()) or 0.0, 0.0))
+    monkeypatch.setattr(
+        bench_rounds, "evaluate", lambda model, loss, x, test: {"accuracy": ends.append(x.clone()) or 0.0}
+    )
     monkeypatch.setitem(bench_rounds.WORKLOADS, workload, WORK[workload])
     lines = list(bench_rounds.bench_rounds([workload], rounds=1, threads=1, against=[name], peers=FOLDER))
     assert len(ends) == len(lines) == 2 + len(bench_peers.PEERS[name].modes)

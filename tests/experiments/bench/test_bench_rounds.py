@@ -65,7 +65,7 @@ def measured(workload: str, **options: Any) -> list[dict[str, Any]]:
 
 def test_a_peer_runs_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the same parameters: the batches were the same ones, in the same order."""
-    monkeypatch.setattr(bench_rounds, "evaluate", lambda model, x, test: (float(x.norm()), 0.0))
+    monkeypatch.setattr(bench_rounds, "evaluate", lambda model, loss, x, test: {"accuracy": float(x.norm())})
     lines = measured("W1", against=["fake"])
     assert [line["system"] for line in lines] == ["fake", "fake again", "fedsim loop", "fedsim vector"]
     assert [line["accuracy"] for line in lines] == pytest.approx([lines[-1]["accuracy"]] * 4, rel=1e-6)
