@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -16,6 +17,8 @@ class Holdout(Data):
 
     At least one example on either side; of N training examples round(share * N) are held out.
     """
+
+    held_out: ClassVar[bool] = True
 
     data: Data
     share: Chance = 0.1

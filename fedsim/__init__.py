@@ -19,25 +19,42 @@ _os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # half a millisecond of a cor
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fedsim.callbacks import Callback as Callback
+    from fedsim.callbacks import EarlyStopping as EarlyStopping
     from fedsim.check import Invalid as Invalid
     from fedsim.privacy import ExampleDP as ExampleDP
     from fedsim.privacy import MessageDP as MessageDP
-    from fedsim.runner import Result as Result
+    from fedsim.result import Result as Result
+    from fedsim.result import load as load
     from fedsim.runner import run as run
     from fedsim.spec import Experiment as Experiment
     from fedsim.task import Task as Task
 
 # Loaded on first use, so that `import fedsim` and `fedsim --help` cost nothing.
 _home = {
+    "Callback": "callbacks",
+    "EarlyStopping": "callbacks",
     "Experiment": "spec",
     "ExampleDP": "privacy",
     "Invalid": "check",
     "MessageDP": "privacy",
-    "Result": "runner",
+    "Result": "result",
     "Task": "task",
+    "load": "result",
     "run": "runner",
 }
-__all__ = ["ExampleDP", "Experiment", "Invalid", "MessageDP", "Result", "Task", "run"]
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "ExampleDP",
+    "Experiment",
+    "Invalid",
+    "MessageDP",
+    "Result",
+    "Task",
+    "load",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,7 @@ from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.plan import Plan, histories
 from fedsim.recall import MemoryRule
 from fedsim.spec import Experiment
+from fedsim.task import Signature
 from fedsim.types import Batch, Dataset, Examples, Inputs, Split, State, on_inputs, single
 
 Ids = NDArray[np.int64]
@@ -57,6 +58,7 @@ class Federation:
         self.train = Examples(self._as_seen(dealt.x), dealt.y).to(device)
         self.test, self.test_owners = dataset.test.to(device), dataset.test_groups
         self.classes = dataset.classes
+        self.signature = Signature.of(dataset, experiment.task.loss)
         self.model, x0 = experiment.task.build(dataset, self.keys)
         self.model.to(device)
         self.x0, self.layout = x0.to(device), Layout.of(self.model)

@@ -22,9 +22,10 @@ from fedsim.machine.files import write_whole, writing
 from fedsim.spec import Experiment
 
 Metrics = dict[str, Any]
-MEASURED = {"round", "accuracy", "loss", "seconds"}  # in every line of metrics
+MEASURED = {"round", "loss", "seconds"}  # in every line of metrics
 KEPT = "clients.kept"  # says that clients.bin, where clients keep anything, holds their states at the end
 NOTES = "notes.json"
+RESULT = "result.json"  # what the run came to, and what its network takes and gives
 ANEW = "where its folder is removed, the run begins anew"
 
 
@@ -50,7 +51,15 @@ class Record:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if manifest is None or not resume:
-                for name in ("checkpoint.pt", "metrics.jsonl", "model.pt", "clients.bin", KEPT):
+                for name in (
+                    "checkpoint.pt",
+                    "metrics.jsonl",
+                    "model.pt",
+                    "clients.bin",
+                    KEPT,
+                    NOTES,
+                    RESULT,
+                ):
                     (folder / name).unlink(missing_ok=True)
             if manifest is None:
                 write_whole(folder / "manifest.json", json.dumps(_describe(experiment), indent=2).encode())
@@ -125,6 +134,44 @@ class Record:
         except (OSError, ValueError):
             return []
         return [str(note) for note in found] if isinstance(found, list) else []
+
+    def save_result(self, summary: dict[str, Any], signature: dict[str, Any]) -> None:
+        """What the run came to, and what its network takes and gives."""
+        with writing(self.folder):
+            text = json.dumps({"summary": summary, "signature": signature}, indent=1)
+            write_whole(self.folder / RESULT, text.encode())
+
+    def result(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The same again; raises `Invalid` where it is not there, as in records of earlier versions."""
+        path = self.folder / RESULT
+        try:
+            found = json.loads(path.read_text())
+            summary, signature = dict(found["summary"]), dict(found["signature"])
+            if not signature.keys() >= {"shape", "dtype", "outputs"}:
+                raise KeyError("signature")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Invalid(f"{path}: not the result of a run ({error}); {ANEW}") from None
+        return summary, signature
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a callback ended the run before its last round."""
+        return (self.folder / RESULT).exists() and bool(self.result()[0].get("stopped"))
+
+    def reopen(self) -> None:
+        """The run goes on from its end: it is at none."""
+        with writing(self.folder):
+            for path in (self.model, self.folder / RESULT):
+                path.unlink(missing_ok=True)
+
+    def load_model(self) -> dict[str, torch.Tensor]:
+        """The model at the end; raises `Invalid` where it cannot be read."""
+        try:
+            found: dict[str, torch.Tensor] = torch.load(self.model, map_location="cpu", weights_only=True)
+        except Exception as error:
+            why = str(error).partition(". ")[0]
+            raise Invalid(f"{self.model}: not a readable model ({why}); {ANEW}") from None
+        return found
 
     def save_model(self, state_dict: dict[str, torch.Tensor], keep: bool = False) -> None:
         """The model at the end; unless a longer run may go on from here (`keep`), clients' states go."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedsim import engines
+from fedsim.callbacks import Callback, Callbacks
 from fedsim.check import Invalid
 from fedsim.federation import Federation
 from fedsim.layout import parameters
@@ -20,17 +22,16 @@ from fedsim.machine import malloc as heap
 from fedsim.machine.mapped import Space
 from fedsim.machine.threads import one_thread
 from fedsim.metrics import measured
+from fedsim.progress import Live
 from fedsim.prolong import Shorter
 from fedsim.record import Metrics, Record
+from fedsim.result import Result
 from fedsim.round import Seen
 from fedsim.spec import Experiment
 from fedsim.standing import Standing
 from fedsim.states import States
 from fedsim.task import evaluate
 from fedsim.types import Dataset, weighted_mean
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SAVE_SECONDS = 10.0  # a killed run loses at most about so much work, or where checkpoints take long
 SAVE_SHARE = 0.04  # as much as keeps them to this share of the time,
@@ -41,21 +42,6 @@ LISTED = 50  # clients whose weights are recorded one by one
 Progress = Callable[[int, Metrics], None]
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run came to. `frame` has a row for each evaluated round, `model` is a state_dict."""
-
-    experiment: Experiment
-    frame: pd.DataFrame
-    model: dict[str, Tensor]
-    summary: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.summary["accuracy"])
-
-
 @one_thread()
 def run(
     experiment: Experiment,
@@ -64,7 +50,8 @@ def run(
     device: str = "auto",
     out: Path | str | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
+    callbacks: Sequence[Callback | Callable[[Metrics], object]] = (),
     dataset: Dataset | None = None,
     memory: float = heap.MEMORY,
     start: Path | str | None = None,
@@ -72,11 +59,12 @@ def run(
 ) -> Result:
     """Run an experiment to its last round; with `out`, leave a record there, and go on from it with `resume`.
 
-    `progress(round, metrics)` is called after every round with the newest metrics. `dataset` stands in for the
-    task's own, already loaded. What clients keep and the rows of a round take up to `memory` GiB, beyond that they lie
-    in files. `start` is the folder of a finished run of the same experiment with fewer rounds, to go on from; for that
-    `keep` leaves the clients' states, up to 1 GiB, in the record of a finished run. Raises `Invalid` for what cannot
-    work; KeyboardInterrupt leaves a checkpoint.
+    `progress(round, metrics)` is called after every round with the newest metrics; True draws a bar. `callbacks` are
+    called after each evaluation, and may stop the run. `dataset` stands in for the task's own, already loaded. What
+    clients keep and the rows of a round take up to `memory` GiB, beyond that they lie in files. `start` is the folder
+    of a finished run of the same experiment with fewer rounds, to go on from; for that `keep` leaves the clients'
+    states, up to 1 GiB, in the record of a finished run. Raises `Invalid` for what cannot work; KeyboardInterrupt
+    leaves a checkpoint.
     """
     engines.find(engine)  # before anything is left behind
     space = Space(memory, Path(out) if out is not None else None)
@@ -87,7 +75,14 @@ def run(
     record = Record.open(experiment, Path(out), resume) if out is not None else None
     if before and record and not (record.folder / "checkpoint.pt").exists():
         before.hand_over(record, experiment.evaluate_every)
-    return engines.hosted(engine, fed, lambda ask: drive(fed, ask, record, progress, keep=keep))
+    told = Callbacks(callbacks)
+    with ExitStack() as until_done:
+        bar = Live("run", experiment.rounds) if progress is True else progress or None
+        if isinstance(bar, Live):
+            until_done.enter_context(bar)
+        return engines.hosted(
+            engine, fed, lambda ask: drive(fed, ask, record, bar, keep=keep, callbacks=told)
+        )
 
 
 @one_thread()
@@ -99,51 +94,67 @@ def drive(
     progress: Progress | None = None,
     save_seconds: float = SAVE_SECONDS,
     keep: bool = False,
+    callbacks: Callbacks | None = None,
 ) -> Result:
     """The rounds of a federation with whoever answers, from the record's checkpoint on where it has one."""
-    experiment, live = fed.experiment, _start(fed, ask, record)
+    experiment, live, told = fed.experiment, _start(fed, ask, record), callbacks or Callbacks()
     saver = record and _Saver(record, save_seconds)
     try:
         lines = record.metrics() if record else []
         began, begun_at = time.perf_counter(), live.round
         spent_before = lines[-1]["seconds"] if lines else 0.0
-        while live.goes_on(fed):
-            before = live.server.previous
-            after, seen = _advance(live, fed, ask)
-            if fed.evaluated(live.round) or not after.goes_on(fed):
-                seconds = spent_before + time.perf_counter() - began
-                lines.append(
-                    _measure(after, fed, seen, before) | ask.metrics | {"seconds": round(seconds, 3)}
-                )
-                if record:
-                    after = replace(after, written=record.append(lines[-1]))
-            live = after  # not before: an interrupt saves a round only together with its line
-            if progress:
-                progress(live.round, lines[-1] if lines else {})
-            if saver and saver.due(live):
-                saver.save(live)
+        with told.during(experiment, lines):
+            if record and live.goes_on(fed) and not told.stopped:
+                record.reopen()
+            while live.goes_on(fed) and not told.stopped:
+                before = live.server.previous
+                after, seen = _advance(live, fed, ask)
+                if evaluated := fed.evaluated(live.round) or not after.goes_on(fed):
+                    seconds = round(spent_before + time.perf_counter() - began, 3)
+                    lines.append(_measure(after, fed, seen, before) | ask.metrics | {"seconds": seconds})
+                    after = _written(after, record, lines[-1])
+                live = after  # not before: an interrupt saves a round only together with its line
+                (progress or _unheard)(live.round, lines[-1] if lines else {})
+                if evaluated:
+                    told.tell(lines[-1])
+                if saver and saver.due(live):
+                    saver.save(live)
     except KeyboardInterrupt:
         if saver:
             saver.save(live)
         raise
     else:
         seconds = time.perf_counter() - began
-        keep = keep and live.states.size <= KEPT
-        if record and saver and (live.round > begun_at or not record.finished):
+        stopped = told.stopped if live.goes_on(fed) else []
+        keep = bool(stopped) or (keep and live.states.size <= KEPT)  # a stopped run may go on after all
+        if saver and (live.round > begun_at or not saver.record.finished):
             saver.save(live, keep)
     finally:
         live.states.close()
-    model = {name: value.cpu().clone() for name, value in parameters(live.x(fed), fed.model).items()}
-    if record and (live.round > begun_at or not record.finished):
-        record.save_notes(live.notes(fed))
-        record.save_model(model, keep)
     done = live.round - begun_at
-    summary = _summary(fed, lines[-1], done / seconds if done else 0.0) | {
-        "out": str(record.folder) if record else None
-    }
+    result = _result(fed, live, lines, done / seconds if done else 0.0, stopped)
+    if record is None:
+        return result
+    if done or not record.finished:
+        record.save_notes(live.notes(fed, stopped))
+        record.save_result(result.summary, asdict(fed.signature))
+        record.save_model(result.model, keep)
+    return replace(result, summary=result.summary | {"out": str(record.folder)})
+
+
+def _result(
+    fed: Federation, live: Standing, lines: list[Metrics], speed: float, stopped: list[str]
+) -> Result:
     import pandas as pd  # slow to import, and of no use before
 
-    return Result(experiment, pd.DataFrame(lines), model, summary, [*live.notes(fed), *_diverged(lines)])
+    return Result(
+        fed.experiment,
+        pd.DataFrame(lines),
+        {name: value.cpu().clone() for name, value in parameters(live.x(fed), fed.model).items()},
+        _summary(fed, live, lines[-1], speed, stopped),
+        fed.signature,
+        [*live.notes(fed, stopped), *_diverged(lines)],
+    )
 
 
 def choose(device: str) -> str:
@@ -192,6 +203,15 @@ def _start(fed: Federation, ask: engines.Ask, record: Record | None) -> Standing
         return Standing.start(fed, first, record.states if record else None)
     states = States.start(first, fed.computing, space=fed.space, file=record.states, saved=saved.get("rows"))
     return Standing.at(fed, saved, states)
+
+
+def _unheard(round: int, metrics: Metrics) -> None:
+    """The progress of a run that shows none."""
+
+
+def _written(live: Standing, record: Record | None, line: Metrics) -> Standing:
+    """The same with a line of the record."""
+    return replace(live, written=record.append(line)) if record else live
 
 
 def _advance(now: Standing, fed: Federation, ask: engines.Ask) -> tuple[Standing, Seen | None]:
@@ -273,17 +293,21 @@ def _weights(fed: Federation, seen: Seen, before: Tensor | None, round: int) -> 
     return metrics
 
 
-def _summary(fed: Federation, last: Metrics, speed: float) -> dict[str, Any]:
-    privacy = fed.experiment.privacy
+def _summary(
+    fed: Federation, live: Standing, last: Metrics, speed: float, stopped: list[str]
+) -> dict[str, Any]:
+    privacy, ledger = fed.experiment.privacy, live.promised(fed, bool(stopped))
     return {
         "accuracy": last.get("accuracy"),
         "loss": last["loss"],
         "rounds": last["round"],
-        "epsilon": last.get("epsilon"),
+        "epsilon": ledger.epsilon if stopped and ledger else last.get("epsilon"),
         "delta": privacy.delta if privacy else None,
         "noise_multiplier": fed.ledger.multiplier if fed.ledger else None,
         "seconds": last["seconds"],
         "rounds_per_second": round(speed, 3),
         "fingerprint": fed.experiment.fingerprint,
         "diverged": bool(last.get("diverged")),
+        "stopped": ", ".join(stopped),
+        "out": None,
     }

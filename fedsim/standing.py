@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,40 @@ class Standing:
         """The model (d,) to evaluate; among peers that of node 0, which is honest."""
         return self.server.x[0] if fed.experiment.method.peer else self.server.x
 
-    def notes(self, fed: Federation) -> list[str]:
-        """What a report says of the run's privacy: the statement first, then warnings."""
+    def promised(self, fed: Federation, stopped: bool) -> Ledger | None:
+        """The ledger of what is promised: where the run chose its end by what it saw, that of all its rounds.
+
+        Until a round that is fixed beforehand an epsilon holds; until one that is chosen by what came out, that of the
+        longest run holds, of which the shorter one is a part.
+        """
+        ledger, round = self.ledger, self.round
+        while stopped and ledger and round < fed.experiment.rounds and ledger.affords(fed.cohort(round)):
+            ledger, round = ledger.charge(fed.cohort(round)), round + 1
+        return ledger
+
+    def notes(self, fed: Federation, stopped: Sequence[str] = ()) -> list[str]:
+        """What a report says of the run's privacy, the statement first, then warnings; and who stopped it."""
+        ended = [self._ended(fed, stopped)] if stopped else []
+        ledger = self.promised(fed, bool(stopped))
+        if ledger is None or self.ledger is None:
+            return ended if fed.accounted else [UNACCOUNTED, *ended]
+        limit = ledger.privacy.stop_at_epsilon
+        early = f"stopped after round {self.round}: one more would exceed stop_at_epsilon = {limit}"
+        if not stopped and self.round < fed.experiment.rounds:
+            ended = [early]
+        return [ledger.statement(), *ended, *ledger.warnings(), OUTSIDE]
+
+    def _ended(self, fed: Federation, stopped: Sequence[str]) -> str:
+        """Who stopped the run, on what, and what that means for the guarantee."""
+        said = f"stopped after round {self.round} by {', '.join(stopped)}"
+        if not fed.experiment.task.data.held_out:
+            said += "; the test examples themselves told when, Holdout(data) puts others in their place"
         if self.ledger is None:
-            return [] if fed.accounted else [UNACCOUNTED]
-        limit = self.ledger.privacy.stop_at_epsilon
-        stopped = f"stopped after round {self.round}: one more would exceed stop_at_epsilon = {limit}"
-        early = [stopped] if self.round < fed.experiment.rounds else []
-        return [self.ledger.statement(), *early, *self.ledger.warnings(), OUTSIDE]
+            return said
+        return (
+            f"{said}; epsilon is that of all {fed.experiment.rounds} rounds ({self.ledger.epsilon:.4g} was spent), "
+            "since what came out chose the last one; the examples that were looked at are outside of the guarantee"
+        )
 
     def dump(self) -> dict[str, Any]:
         """The checkpoint, without the clients' states."""

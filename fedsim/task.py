@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from inspect import isfunction
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,22 @@ from fedsim.models.modules import as_model
 from fedsim.types import Data, Dataset, Examples, Loss, Model, forward, on_inputs
 
 __all__ = ["Task"]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a network takes and gives: the shape and type of an input, or of several, and how many outputs."""
+
+    shape: Any
+    dtype: Any
+    outputs: int
+
+    @classmethod
+    def of(cls, dataset: Dataset, loss: Loss) -> Signature:
+        x = dataset.train.x
+        shape = on_inputs(lambda t: tuple(t.shape[1:]), x)
+        dtype = on_inputs(lambda t: str(t.dtype).removeprefix("torch."), x)
+        return cls(shape, dtype, loss.outputs(dataset.train, dataset.classes))
 
 
 @dataclass(frozen=True)
@@ -50,16 +66,19 @@ class Task(Component):
         """
         for part in (dataset.train, dataset.test):
             self.loss.require(part.y, dataset.classes)
-        shape = on_inputs(lambda t: tuple(t.shape[1:]), dataset.train.x)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(keys.of("model")[0]))
-            model = self.model.build(shape, self.loss.outputs(dataset.train, dataset.classes))
+        model = self.network(Signature.of(dataset, self.loss), keys)
         if odd := sorted({str(p.dtype) for p in model.parameters()} - {"torch.float32"}):
             raise Invalid(
                 f"model: parameters of {', '.join(odd)}; must be torch.float32, in which norms are measured"
             )
         self._check(model, dataset.train)
         return model, flatten(model)
+
+    def network(self, signature: Signature, keys: Keys) -> nn.Module:
+        """The network with its initial numbers."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed(keys.of("model")[0]))
+            return self.model.build(signature.shape, signature.outputs)
 
     @torch.no_grad()
     def _check(self, model: nn.Module, examples: Examples) -> None:

@@ -85,7 +85,12 @@ class Dataset:
 
 
 class Data(Component):
-    """A source of examples. `load` raises `Invalid` where the files are missing."""
+    """A source of examples. `load` raises `Invalid` where the files are missing.
+
+    held_out  the test part is none, but put aside from the training part, to choose by
+    """
+
+    held_out: ClassVar[bool] = False
 
     @abstractmethod
     def load(self) -> Dataset: ...

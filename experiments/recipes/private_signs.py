@@ -17,7 +17,8 @@ from fedsim.datasets.split import IID
 from fedsim.experiments.study import Study, axes
 from fedsim.models import Logistic
 from fedsim.privacy import ExampleDP
-from fedsim.runner import Result, run
+from fedsim.result import Result
+from fedsim.runner import run
 from fedsim.spec import Experiment
 from fedsim.strategies import FedSGD, Mean
 from fedsim.task import Task

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from fedsim.experiments.report import plots
 from fedsim.machine.files import writing
-from fedsim.runner import Result
+from fedsim.result import Result
 
 COLOURS = ("#0b6e4f", "#c1121f", "#3a6ea5", "#8a5a00", "#6a4c93", "#444444")
 

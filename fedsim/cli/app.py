@@ -90,6 +90,12 @@ def run(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write event files, into the record's folder.")
     ] = False,
+    wandb: Annotated[
+        str, typer.Option(metavar="PROJECT", help="Also tell Weights & Biases, in this project.")
+    ] = "",
+    mlflow: Annotated[
+        str, typer.Option(metavar="EXPERIMENT", help="Also tell MLflow, in its experiment of this name.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Run an experiment and leave its record, with a picture, in OUT; exit code 3 where it diverged."""
@@ -115,7 +121,7 @@ def run(
         memory=memory,
         alone=alone,
         quiet=as_json,
-        tensorboard=tensorboard,
+        logs={"tensorboard": "yes" if tensorboard else "", "wandb": wandb, "mlflow": mlflow},
     )
     if as_json:
         typer.echo(json.dumps(summary))

@@ -10,8 +10,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from fedsim.cli.progress import PLAIN_SECONDS, lasting
 from fedsim.experiments.sweep.workers import Event, Job
+from fedsim.progress import PLAIN_SECONDS, lasting
 
 
 class Board:

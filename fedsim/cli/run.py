@@ -8,25 +8,25 @@ import math
 import re
 import shlex
 import textwrap
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 
+from fedsim.callbacks import Callback
 from fedsim.check import Component, Invalid, nearest
-from fedsim.cli.progress import Live
 from fedsim.config import catalog, codec
 from fedsim.dealing import deal
 from fedsim.experiments import recipes
 from fedsim.experiments.resolve import resolve
-from fedsim.experiments.tensorboard import Events
 from fedsim.keys import Keys
+from fedsim.progress import Live
 from fedsim.prolong import shorter
 from fedsim.record import Record, read_manifest
-from fedsim.runner import Progress, Result, run
+from fedsim.result import Result
+from fedsim.runner import run
 from fedsim.spec import Experiment
 
 
@@ -43,9 +43,12 @@ def run_command(
     memory: float,
     alone: bool,
     quiet: bool,
-    tensorboard: bool,
+    logs: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Run the experiment, and what its recipe shows beside it; the summary of the experiment itself."""
+    """Run the experiment, and what its recipe shows beside it; the summary of the experiment itself.
+
+    logs  of tensorboard, wandb and mlflow those that are told, with the name of the project
+    """
     if resume and force:
         raise Invalid("--resume goes on and --force begins anew: give one of the two")
     comparison = resolve(what, changes, seed)
@@ -60,12 +63,7 @@ def run_command(
         folder = out / f"{own}-{experiment.fingerprint}"
         tell = f"{label:{width}}: " if len(chosen) > 1 else ""
         goes_on, start = _found(experiment, folder, list(out.glob(f"{own}-*")), resume, force, tell)
-        with ExitStack() as open_until_done:
-            progress: Progress = open_until_done.enter_context(
-                Live(f"{label:{width}}", experiment.rounds, quiet)
-            )
-            if tensorboard:
-                progress = open_until_done.enter_context(Events(folder / "tensorboard", progress))
+        with Live(f"{label:{width}}", experiment.rounds, quiet) as progress:
             results[label] = run(
                 experiment,
                 engine=engine,
@@ -74,6 +72,7 @@ def run_command(
                 resume=goes_on,
                 memory=memory,
                 progress=progress,
+                callbacks=_told(logs, folder),
                 start=start,
             )
     from fedsim.experiments.report import figures  # slow to import, and of no use before
@@ -87,6 +86,20 @@ def run_command(
     if not quiet:
         _print(results, summary)
     return summary
+
+
+def _told(logs: Mapping[str, str], folder: Path) -> list[Callback]:
+    """The tools that are told of a run as it goes."""
+    if not any(logs.values()):
+        return []
+    from fedsim.experiments import logs as tools
+
+    make: dict[str, Callable[[str], Callback]] = {
+        "tensorboard": lambda _: tools.TensorBoard(folder / "tensorboard"),
+        "wandb": tools.WandB,
+        "mlflow": tools.MLflow,
+    }
+    return [make[name](project) for name, project in logs.items() if project]
 
 
 def _found(
@@ -104,7 +117,7 @@ def _found(
     manifest = read_manifest(folder)
     if force or (manifest is not None and manifest["fingerprint"] != experiment.fingerprint):
         return False, None  # the run itself says what is wrong
-    if manifest is not None and record.finished:
+    if manifest is not None and record.finished and not record.stopped:
         say(f"finished before, and kept: {folder} (--force overwrites it)")
         return True, None
     if manifest is not None and not resume and (folder / "checkpoint.pt").exists():

@@ -25,7 +25,8 @@ from fedsim.flower.remote import Remote, Wire, discover
 from fedsim.link import journal
 from fedsim.machine.files import write_whole
 from fedsim.record import Record
-from fedsim.runner import Result, drive
+from fedsim.result import Result
+from fedsim.runner import drive
 from fedsim.spec import Experiment
 
 client = ClientApp()

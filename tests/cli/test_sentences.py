@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from fedsim.batches import Full
 from fedsim.cli.app import app
-from fedsim.cli.progress import lasting
 from fedsim.privacy import CentralDP, ExampleDP, MessageDP, Privacy
 from fedsim.privacy.plan import Plan
+from fedsim.progress import lasting
 
 SLIPS = {
     ("show", "nothing"): ("unknown; fedsim list shows all names", "did you mean"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,7 +14,10 @@ PLAIN_SECONDS = 5.0  # without a terminal, a line at most this often
 
 
 class Live:
-    """A progress bar on a terminal, a line now and then elsewhere; on standard error, so that output stays clean."""
+    """A progress bar on a terminal or in a notebook that has ipywidgets, a line now and then elsewhere.
+
+    On standard error, so that output stays clean.
+    """
 
     def __init__(self, label: str, rounds: int, quiet: bool = False) -> None:
         self.label, self.rounds = label, rounds
@@ -26,7 +30,9 @@ class Live:
             TextColumn("{task.fields[facts]}"),
             TimeRemainingColumn(),
         )
-        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        widgets = self.console.is_jupyter and find_spec("ipywidgets") is not None
+        self.drawn = self.console.is_terminal or widgets
+        self.bar = Progress(*columns, console=self.console, disable=not self.drawn)
         self.task = self.bar.add_task(label, total=rounds, facts="")
 
     def __enter__(self) -> Self:
@@ -43,7 +49,7 @@ class Live:
         self.bar.update(self.task, completed=round, facts=facts)
         now = time.monotonic()
         self.first = self.first or round
-        if not self.console.is_terminal and (now - self.printed > PLAIN_SECONDS or round == self.rounds):
+        if not self.drawn and (now - self.printed > PLAIN_SECONDS or round == self.rounds):
             done = round - self.first + 1
             left = (now - self.began) / done * (self.rounds - round)
             self.console.print(f"{self.label}: {facts}, {lasting(left)} left")
