@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsim.check import Invalid
@@ -63,12 +64,17 @@ class AtClients:
             )
 
     @property
+    def whole(self) -> bool:
+        return self.fed.whole(self.round)
+
+    @property
     def uplink(self) -> Compressor:
-        """The method's; raises `Invalid` where it has none."""
-        method = self.fed.experiment.method
-        if method.uplink is None:
-            raise Invalid(f"{type(method).__name__}: env.compress without an `uplink` to compress by")
-        return method.uplink
+        """The method's, in this round; raises `Invalid` where it has none."""
+        by = self.fed.uplink(self.round)
+        if by is None:
+            name = type(self.fed.experiment.method).__name__
+            raise Invalid(f"{name}: env.compress without an `uplink` to compress by")
+        return by
 
     def call(self, batch: Batch) -> int:
         """The number of one more gradient of the round; raises `Invalid` where no ledger counts it."""
@@ -78,8 +84,21 @@ class AtClients:
                 f"{type(method).__name__} asks for gradient {before + 1} on batch {batch.step + 1} of a round, its "
                 f"`steps` says {method.steps} and its `gradients` {method.gradients}: the ledger would not count it"
             )
+        if self.fed.example_privacy:
+            self._require_weights(batch)
         self.calls[batch.step] += 1
         return batch.step * method.gradients + before
+
+    def _require_weights(self, batch: Batch) -> None:
+        """Raise `Invalid` where an example of a batch weighs more than the noise is made for."""
+        batches = self.fed.experiment.batches
+        most = 1 / torch.from_numpy(batches.expected(self.fed.sizes[self.ids])).to(batch.weight)
+        if batch.weight.numel() and (batch.weight.amax(-1) > most * (1 + 1e-5)).any():
+            raise Invalid(
+                f"{type(self.fed.experiment.method).__name__}: an example that weighs "
+                f"{float(batch.weight.max()):.3g} in a batch, where ExampleDP makes its noise for "
+                f"{float(most.max()):.3g}; allowed are the batches as they were drawn"
+            )
 
     def unaccounted(self, what: str) -> None:
         """Raise `Invalid` where privacy is example-level, which no ledger counts this for."""
@@ -99,6 +118,10 @@ class AtServer:
         self.uniform = Draws(fed, "server", round, HERE).common
         self.fed = fed
 
+    @property
+    def whole(self) -> bool:
+        return self.fed.whole(self.round)
+
     def compress(self, by: Compressor, message: Tensor) -> Tensor:
         rounding = Draws(self.fed, "downlink", self.round, HERE).common
         return by(message, self.layout, rounding, places(self.fed, self.round))
@@ -111,7 +134,7 @@ def places(fed: Federation, round: int) -> Uniform:
 
 def as_read(fed: Federation, rows: Tensor, round: int) -> Tensor:
     """What the server reads of forged messages (f, d): an attacker, too, can send only what the wire carries."""
-    by = fed.experiment.method.uplink
+    by = fed.uplink(round)
     if by is None or not len(rows):
         return rows
     senders = np.arange(fed.experiment.clients, fed.experiment.clients + len(rows))

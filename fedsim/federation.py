@@ -19,6 +19,7 @@ from fedsim.layout import Layout, norms
 from fedsim.machine.mapped import Space
 from fedsim.machine.normal import BLOCK, normal_, whole
 from fedsim.machine.threads import each, one_thread
+from fedsim.messages import All, Compressor
 from fedsim.method import Method
 from fedsim.privacy import CLIP, ExampleDP, MessageDP, Privacy, Quantile
 from fedsim.privacy.ledger import Ledger
@@ -29,6 +30,7 @@ from fedsim.task import Signature
 from fedsim.types import Batch, Dataset, Examples, Inputs, Split, State, on_inputs, single
 
 Ids = NDArray[np.int64]
+WHOLE = All()  # the compressor that loses nothing
 
 
 class Federation:
@@ -89,14 +91,27 @@ class Federation:
         aside = method.peer or method.server_memory or self.experiment.byzantine
         return self.experiment.rule.averages and not aside and (method.linear or not own)
 
+    def whole(self, round: int) -> bool:
+        """Whether the messages of a round travel as they are, whatever the method's `uplink`."""
+        method = self.experiment.method
+        if type(method).whole is Method.whole:
+            return False
+        return method.whole(round, float(self.keys.uniform("whole", round, np.array([SHARED]), 1)[0, 0]))
+
+    def uplink(self, round: int) -> Compressor | None:
+        """How the messages of a round are compressed; None: they travel as they are."""
+        by = self.experiment.method.uplink
+        return WHOLE if by is not None and self.whole(round) else by
+
     def bits(self, rounds: int) -> dict[str, int]:
         """Bits that a client sends and is sent in so many rounds in which it takes part, headers aside."""
         method = self.experiment.method
         up, down, layout = method.uplink, method.downlink, self.layout.trained
         told = 32 * sum(prod(shape) for shape in self.told_shapes.values())
         sent = method.bits * self.width if up is None else up.bits(layout)
+        whole = sum(map(self.whole, range(rounds))) if up is not None else 0
         return {
-            "uplink_bits": rounds * sent,
+            "uplink_bits": (rounds - whole) * sent + whole * WHOLE.bits(layout),
             "downlink_bits": rounds * (told if down is None else down.bits(layout)),
         }
 

@@ -26,6 +26,11 @@ class Env(Protocol):
     told: State
     layout: Layout
 
+    @property
+    def whole(self) -> bool:
+        """Whether the messages of the round travel as they are, by the method's `whole`."""
+        ...
+
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:
         """Gradient (d,) or (n, d) of the batch at x, as a whole clipped to L2 norm tau.
 
@@ -79,6 +84,11 @@ class ServerEnv(Protocol):
     round: int
     layout: Layout
 
+    @property
+    def whole(self) -> bool:
+        """As on a client."""
+        ...
+
     def uniform(self, count: int) -> Tensor:
         """Numbers in [0, 1), (count,), of the server's own."""
         ...
@@ -129,6 +139,10 @@ class Method(Component):
     def uplink(self) -> Compressor | None:
         """How messages are compressed, by `env.compress`; None: they travel as they are."""
         return None
+
+    def whole(self, round: int, coin: float) -> bool:
+        """Whether the messages of a round travel as they are, `uplink` or not; all know the coin, in [0, 1)."""
+        return False
 
     @property
     def downlink(self) -> Compressor | None:

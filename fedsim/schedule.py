@@ -9,7 +9,7 @@ from math import cos, pi
 
 from fedsim.check import Component, Count, Finite, Invalid, Natural, NonNegative, StepSize
 
-__all__ = ["Cosine", "InverseTime", "Milestones"]
+__all__ = ["Cosine", "InverseTime", "Milestones", "Power"]
 
 
 class Schedule(Component):
@@ -70,6 +70,18 @@ class Cosine(Schedule):
             return self.start * (round + 1) / self.warmup
         way = min(1.0, (round - self.warmup) / (self.rounds - self.warmup))
         return self.end + (self.start - self.end) * (1 + cos(pi * way)) / 2
+
+
+@dataclass(frozen=True)
+class Power(Schedule):
+    """start (e + 1)^-power, e = t // every: the round, or with `every` rounds an epoch the epoch."""
+
+    start: StepSize
+    power: NonNegative = 0.5
+    every: Count = 1
+
+    def at(self, round: int) -> float:
+        return self.start * float((round // self.every + 1) ** -self.power)
 
 
 Rate = StepSize | Schedule

@@ -164,6 +164,13 @@ class Batch:
         """The batch of each of n clients."""
         return (self.part(i) for i in range(len(self.weight)))
 
+    def first(self, count: int) -> Batch:
+        """Its first examples, `count` at most, whose weights then have the sum that all had; of one step."""
+        axis = self.weight.dim() - 1
+        few = self.map(lambda t: t.narrow(axis, 0, min(count, t.shape[axis])))
+        had, has = (b.weight.sum(axis, keepdim=True) for b in (self, few))
+        return replace(few, weight=few.weight * torch.where(has > 0, had / has, 0))
+
     def split(self, steps: int) -> Iterator[Batch]:
         """The batch of each of so many local steps."""
         if steps == 1:

@@ -3,12 +3,13 @@
 from fedsim.strategies.kernels.base import Chain
 from fedsim.strategies.methods.adam import Adam
 from fedsim.strategies.methods.clip21 import ByzClip21SGD2M, ByzClip21SGD2MPlus, Clip21SGD2M
+from fedsim.strategies.methods.differences import DIANA, MARINA
 from fedsim.strategies.methods.dshb import ByzClipSGD, SafeDSHB
-from fedsim.strategies.methods.ef21 import DIANA, EF14, EF21
+from fedsim.strategies.methods.ef21 import EF14, EF21, EControl
 from fedsim.strategies.methods.monna import MoNNA
 from fedsim.strategies.methods.sgd import FedAvg, FedSGD, HeavyBall
-from fedsim.strategies.methods.signsgd import SignSGD, Signum
-from fedsim.strategies.methods.votes import SSVRMV, DVRSign, StochasticVote
+from fedsim.strategies.methods.signsgd import HeavyTailSign, SignSGD, Signum
+from fedsim.strategies.methods.votes import SSDM, SSVRMV, DVRSign, StochasticVote
 from fedsim.strategies.rules.coordinate import MeanAroundMedian, Median, Phocas, TrimmedMean
 from fedsim.strategies.rules.diameter import MDA
 from fedsim.strategies.rules.geometric import RFA, CenteredClipping, GeometricMedian
@@ -28,11 +29,13 @@ __all__ = [
     "DIANA",
     "EF14",
     "EF21",
+    "MARINA",
     "MDA",
     "NNA",
     "NNM",
     "RFA",
     "SMEA",
+    "SSDM",
     "SSVRMV",
     "Adam",
     "Bucketing",
@@ -45,6 +48,7 @@ __all__ = [
     "Clip21SGD2M",
     "Clipping",
     "DVRSign",
+    "EControl",
     "FLDetector",
     "FLTrust",
     "FedAvg",
@@ -52,6 +56,7 @@ __all__ = [
     "FoolsGold",
     "GeometricMedian",
     "HeavyBall",
+    "HeavyTailSign",
     "Krum",
     "MajorityVote",
     "Mean",

@@ -28,6 +28,7 @@ KINDS = {
     "compressors": ("fedsim.messages", "fedsim.messages.compressor:Compressor"),
     "coders": ("fedsim.messages", "fedsim.messages.coder:Coder"),
     "estimators": ("fedsim.strategies.methods.estimators", "fedsim.strategies.methods.estimators:Estimator"),
+    "decays": ("fedsim.strategies.methods.estimators", "fedsim.strategies.methods.estimators:Decay"),
     "moves": ("fedsim.strategies.methods.ef21", "fedsim.strategies.methods.ef21:Move"),
     "schedules": ("fedsim.schedule", "fedsim.schedule:Schedule"),
     "metrics": ("fedsim.metrics", "fedsim.metrics:Metric"),

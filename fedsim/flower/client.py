@@ -54,7 +54,7 @@ def respond(host: Host, message: Message, context: Context) -> Message:
     if row is None:
         before = memory.state if memory.state is not None else fed.experiment.method.client_init(fed.x0)
         answered = answer(fed, order.client, before, told, order.round)
-        row = travelling(fed, answered)
+        row = travelling(fed, answered, order.round)
         memory = replace(memory, pending=Pending(order.round, question, answered.state, row))
         host.keep(order, fed, memory, context)
     metrics = MetricRecord({"client": order.client, "round": order.round, OWN_DATA: int(host.own_data)})

@@ -24,9 +24,9 @@ Payload = Literal["float32", "float16", "bfloat16"]
 COMPRESSED = "compressed"
 
 
-def travelling(fed: Federation, answer: Answer) -> Tensor:
+def travelling(fed: Federation, answer: Answer, round: int) -> Tensor:
     """What a client sends: its message (d,), or where that is compressed the bytes of its payload (k,) uint8."""
-    by = fed.experiment.method.uplink
+    by = fed.uplink(round)
     if by is None or answer.payload is None:
         return answer.message
     packed = pack_payload(answer.payload, by.fields(fed.layout.trained))
@@ -35,7 +35,7 @@ def travelling(fed: Federation, answer: Answer) -> Tensor:
 
 def received(fed: Federation, record: ArrayRecord, round: int) -> Tensor:
     """The message (d,) in a reply; raises `Invalid` where it is none of this method's."""
-    by, layout = fed.experiment.method.uplink, fed.layout.trained
+    by, layout = fed.uplink(round), fed.layout.trained
     if by is None:
         return unpack(record, fed.width)
     if set(record) != {COMPRESSED}:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from math import inf, isfinite
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fedsim.check import ClipNorm, Component, NonNegative
+from fedsim.check import ClipNorm, Component, Share
 from fedsim.layout import Layout, clip_, norms
-from fedsim.messages import All, Compressor, TopK
+from fedsim.messages import Compressor, TopK
 from fedsim.method import Env, Method, ServerEnv
 from fedsim.schedule import Rate, rate
-from fedsim.strategies.methods.estimators import Estimator, Polyak
+from fedsim.strategies.methods.estimators import Estimator, LastGradient, Polyak
 from fedsim.types import Batch, State
 
 __all__ = ["Normalized", "Plain"]
@@ -41,17 +41,17 @@ class Plain(Move):
 
 @dataclass(frozen=True)
 class Normalized(Move):
-    """lr (t + 1)^-power g / ||g|| (arXiv:2511.14501): the length of a step does not hang on that of the gradient.
+    """lr g / ||g|| (arXiv:2511.14501): the length of a step does not hang on that of the gradient.
 
-    by_layer  each parameter by its own norm, as in the authors' code
+    Theory: lr = Power(gamma, 3/4) with Polyak momentum, 5/7 with IGT, 2/3 with MVR and HM. The authors' code has a
+    constant lr, and `by_layer`: each parameter by its own norm.
     """
 
     lr: Rate = 0.1
-    power: NonNegative = 0.0
     by_layer: bool = False
 
     def move(self, g: Tensor, layout: Layout, round: int) -> Tensor:
-        step = float(rate(self.lr, round) * (round + 1) ** -self.power)
+        step = rate(self.lr, round)
         if self.by_layer:
             return step * torch.cat([_unit(part) for part in g.split(layout.sizes, -1)], -1)
         return step * _unit(g)
@@ -71,8 +71,9 @@ class EF21(Method):
     client  v_i <- estimator;  c_i = C(clip_tau(v_i - g_i) + noise);  g_i <- g_i + c_i;  sends c_i
     server  g_i <- g_i + c_i;  x <- x - move(RAgg(g_1 .. g_n))
     With Polyak momentum this is EF21-SGDM (arXiv:2305.15155), behind a robust rule Byz-EF21-SGDM; with a decaying
-    estimator and a normalized step ||EF21-..|| (arXiv:2511.14501). g_i starts at 0; there the sources send g_i whole.
-    down  EF21-P: clients hold w in place of x, and the server broadcasts D(x - w), w <- w + D(x - w)
+    estimator and a normalized step ||EF21-..|| (arXiv:2511.14501).
+    down   EF21-P: clients hold w in place of x, and the server broadcasts D(x - w), w <- w + D(x - w)
+    start  g_i = 0; or "whole": messages of the first round travel uncompressed, g_i = v_i, as in the sources
     """
 
     server_memory: ClassVar[bool] = True
@@ -82,6 +83,10 @@ class EF21(Method):
     move: Move = Plain()
     down: Compressor | None = None
     tau: ClipNorm = inf
+    start: Literal["zero", "whole"] = "zero"
+
+    def whole(self, round: int, coin: float) -> bool:
+        return self.start == "whole" and round == 0
 
     @property
     def gradients(self) -> int:
@@ -130,6 +135,28 @@ class EF21(Method):
 
 
 @dataclass(frozen=True)
+class EControl(EF21):
+    """EControl (arXiv:2311.05645): EF21 that also sends, with weight eta, what was lost before.
+
+    client  v_i <- estimator;  c_i = C(clip_tau(v_i - g_i + eta e_i) + noise);  sends c_i
+            g_i <- g_i + c_i;  e_i <- e_i + v_i - g_i
+    server  as in EF21, which it is with eta = 0
+    """
+
+    estimator: Estimator = LastGradient()
+    eta: Share = 0.1
+
+    def client_init(self, x: Tensor) -> State:
+        return {**super().client_init(x), "e": torch.zeros_like(x)}
+
+    def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
+        mine, v = self.estimator.estimate(state, x, batch, env)
+        c = env.compress(env.noisy(clip_(torch.add(v - state["g"], state["e"], alpha=self.eta), self.tau)))
+        g = state["g"] + c
+        return {**mine, "g": g, "e": state["e"] + v - g}, c
+
+
+@dataclass(frozen=True)
 class EF14(Method):
     """Error feedback of 2014 (arXiv:1901.09847): what was not sent is added to the next message.
 
@@ -154,42 +181,3 @@ class EF14(Method):
 
     def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
         return {**state, "x": state["x"] - aggregate}
-
-
-@dataclass(frozen=True)
-class DIANA(Method):
-    """DIANA (arXiv:1901.09269): unbiased compression of differences to a shift that follows the gradient.
-
-    client  c_i = Q(grad f_i(x) - h_i);  h_i <- h_i + shift c_i;  sends c_i
-    server  g_i = h_i + c_i, what the rule sees;  h_i <- h_i + shift c_i;  x <- x - lr RAgg(g_1 .. g_n)
-    An absent client's g_i is its h_i. Theory: shift = 1 / (1 + omega).
-    """
-
-    server_memory: ClassVar[bool] = True
-
-    lr: Rate = 0.1
-    up: Compressor = All()
-    shift: NonNegative = 0.5
-
-    @property
-    def uplink(self) -> Compressor:
-        return self.up
-
-    def client_init(self, x: Tensor) -> State:
-        return {"h": torch.zeros_like(x)}
-
-    def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        c = env.compress(env.first_gradient() - state["h"])
-        return {"h": state["h"] + self.shift * c}, c
-
-    def server_init(self, x: Tensor, n: int) -> State:
-        return {"x": x, "h": x.new_zeros(n, x.numel())}
-
-    def receive(
-        self, state: State, rows: Tensor, ids: Tensor, *, out: Tensor | None = None
-    ) -> tuple[State, Tensor]:
-        seen = state["h"].index_add(0, ids, rows)
-        return {**state, "h": state["h"].index_add(0, ids, rows, alpha=self.shift)}, seen
-
-    def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
-        return {**state, "x": state["x"] - rate(self.lr, env.round) * aggregate}

@@ -1,6 +1,6 @@
 """What a client makes of its gradients before it sends anything: momentum, plain or with variance reduction.
 
-eta_t is the weight of the new gradient in round t: constant, or (2 / (t + 2))^power; 1 in a client's first round.
+eta_t is the weight of the new gradient in round t: constant, or falling by `Decay`; 1 in a client's first round.
 """
 
 from __future__ import annotations
@@ -12,18 +12,27 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.check import Component, NonNegative, Share
+from fedsim.check import Component, Count, Natural, NonNegative, Share
 from fedsim.method import Env
 from fedsim.types import Batch, State
 
-__all__ = ["HM", "IGT", "MVR", "Decay", "LastGradient", "Polyak"]
+__all__ = ["HM", "IGT", "MVR", "PAGE", "Decay", "LastGradient", "Polyak"]
 
 
 @dataclass(frozen=True)
 class Decay(Component):
-    """eta_t = (2 / (t + 2))^power, 1 at t = 0 (arXiv:2511.14501)."""
+    """eta_t = (2 / (e + 2))^power, with e = t as in the theory of arXiv:2511.14501; 1 at t = 0.
+
+    The authors' code moves eta once an epoch, and has 1 in the first two of them: e = max(0, t // every - lag), with
+    `every` rounds an epoch and a lag of 1.
+    """
 
     power: NonNegative = 0.5
+    every: Count = 1
+    lag: Natural = 0
+
+    def at(self, round: int) -> float:
+        return float((2 / (max(0, round // self.every - self.lag) + 2)) ** self.power)
 
 
 Weight = Share | Decay
@@ -31,7 +40,7 @@ Weight = Share | Decay
 
 def weight(eta: float | Decay, round: int) -> float:
     """eta_t, the weight of the new gradient in a round."""
-    return (2 / (round + 2)) ** eta.power if isinstance(eta, Decay) else eta
+    return eta.at(round) if isinstance(eta, Decay) else eta
 
 
 class Estimator(Component):
@@ -145,3 +154,31 @@ class HM(_WithModel):
         at = x - env.uniform(1) * moved if self.random else x
         gradient = env.first_gradient()
         return (1 - eta) * (v + env.hvp(at, moved, batch)) + eta * gradient
+
+
+@dataclass(frozen=True)
+class PAGE(Estimator):
+    """Now and then the gradient, in between v <- v + grad f_i(x) - grad f_i(x_before) (arXiv:2008.10898, algorithm 1).
+
+    The gradient with chance p, one coin for all clients, on the whole batch; differences on its first `few` examples,
+    None: on all. Theory: p = b' / (b + b'), with b' = few. With `EF21` it is EF21-PAGE (arXiv:2110.03294).
+    """
+
+    gradients: ClassVar[int] = 2
+
+    p: Share = 0.2
+    few: Count | None = None
+
+    def init(self, x: Tensor) -> State:
+        return {"v": torch.zeros_like(x), "before": x.clone(), "begun": x.new_zeros(1)}
+
+    def estimate(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
+        begun, whole = state["begun"] > 0, bool(env.common(1) < self.p)
+        if whole or self.few is None or not begun.all():
+            v = env.first_gradient()
+        if not whole:
+            part = batch if self.few is None else batch.first(self.few)
+            at_x = v if self.few is None else env.grad(x, part)
+            moved = state["v"] + at_x - env.grad(state["before"], part)
+            v = moved if begun.all() else torch.where(begun, moved, v)
+        return {"v": v, "before": x.expand(v.shape), "begun": torch.ones_like(state["begun"])}, v

@@ -9,7 +9,8 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from fedsim.check import Share
+from fedsim.check import Momentum, Share
+from fedsim.layout import norms
 from fedsim.messages import All, Compressor, StochasticSigns
 from fedsim.method import Env, Method, ServerEnv
 from fedsim.schedule import Rate, rate
@@ -67,6 +68,34 @@ class SSVRMV(StochasticVote):
         keep = (1 - self.beta) * state["begun"]
         v = env.first_gradient() + keep * (state["v"] - env.grad(state["before"], batch))
         return {"v": v, "before": x.expand(v.shape), "begun": torch.ones_like(keep)}, env.compress(v)
+
+
+@dataclass(frozen=True)
+class SSDM(Method):
+    """Stochastic sign descent with momentum (arXiv:1905.12938, algorithm 3): no vote, the mean of unbiased signs.
+
+    client  v_i <- momentum v_i + (1 - momentum) grad f_i(x), at first the gradient;  sends S(v_i / ||v_i||)
+    server  x <- x - lr RAgg(signs), the rule being Mean
+    """
+
+    lr: Rate = 1e-3
+    momentum: Momentum = 0.9
+
+    @property
+    def uplink(self) -> Compressor:
+        return All(StochasticSigns(1.0))
+
+    def client_init(self, x: Tensor) -> State:
+        return {"v": torch.zeros_like(x), "begun": x.new_zeros(1)}
+
+    def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
+        v = torch.lerp(state["v"], env.first_gradient(), 1 - self.momentum * state["begun"])
+        norm = norms(v).unsqueeze(-1)
+        unit = torch.where(norm > 0, v / norm, 0)
+        return {"v": v, "begun": torch.ones_like(state["begun"])}, env.compress(unit)
+
+    def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
+        return {**state, "x": state["x"] - rate(self.lr, env.round) * aggregate}
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,10 @@ from fedsim.strategies import (
     DIANA,
     EF14,
     EF21,
+    MARINA,
     NNA,
     NNM,
+    SSDM,
     SSVRMV,
     Adam,
     Bucketing,
@@ -40,9 +42,11 @@ from fedsim.strategies import (
     Chain,
     Clip21SGD2M,
     DVRSign,
+    EControl,
     FedAvg,
     FedSGD,
     HeavyBall,
+    HeavyTailSign,
     MajorityVote,
     Mean,
     Median,
@@ -54,8 +58,8 @@ from fedsim.strategies import (
     StochasticVote,
     TrimmedMean,
 )
-from fedsim.strategies.methods.ef21 import Normalized
-from fedsim.strategies.methods.estimators import HM, IGT, MVR
+from fedsim.strategies.methods.ef21 import Normalized, Plain
+from fedsim.strategies.methods.estimators import HM, IGT, MVR, PAGE, Decay
 from fedsim.task import Task
 from fedsim.types import Attack, Batch, Rule, State, View, weighted_mean
 
@@ -87,10 +91,20 @@ CASES: dict[str, tuple[Method, Rule, Privacy | None]] = {
     ),
     "EF21, variance reduced": (EF21(MVR(), RankK(2), Normalized(0.3, by_layer=True)), ROBUST, EXAMPLE),
     "EF21, Hessian": (EF21(HM(random=True), TopK(0.3)), ROBUST, None),
+    "EF21, PAGE": (EF21(PAGE(0.4, few=3), TopK(0.3), Plain(1.0)), ROBUST, None),
+    "EF21, whole at first": (EF21(up=ByLayer(TopK(0.3)), start="whole"), ROBUST, None),
+    "EF21, PAGE, example": (EF21(PAGE(0.4), TopK(0.3)), ROBUST, EXAMPLE),
+    "EControl": (EControl(up=TopK(0.3)), ROBUST, None),
+    "MARINA": (MARINA(p=0.4, up=RandK(0.3)), ROBUST, EXAMPLE),
+    "MARINA, away": (MARINA(p=0.4, up=All(NaturalCompression()), away=True), Mean(), None),
     "EF14": (EF14(up=All(Signs())), ROBUST, None),
     "DIANA": (DIANA(up=All(NaturalCompression())), ROBUST, None),
     "StochasticVote": (StochasticVote(lr=0.01), MajorityVote(), None),
     "SSVRMV": (SSVRMV(lr=0.01), MajorityVote(), EXAMPLE),
+    "SSDM": (SSDM(lr=0.01), Mean(), EXAMPLE),
+    "HeavyTailSign": (HeavyTailSign(lr=0.01, samples=2), MajorityVote(), EXAMPLE),
+    "HeavyTailSign, vote": (HeavyTailSign(lr=0.01, samples=3, by="vote"), MajorityVote(), None),
+    "HeavyTailSign, momentum": (HeavyTailSign(lr=0.01, samples=2, eta=Decay()), MajorityVote(), None),
     "DVRSign": (DVRSign(lr=0.01), Mean(), None),
     "MoNNA": (MoNNA(lr=0.5), NNA(), None),
     "MoNNA, example": (MoNNA(lr=0.5), TrimmedMean(), EXAMPLE),

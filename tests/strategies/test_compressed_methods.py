@@ -35,6 +35,7 @@ from fedsim.method import Method
 from fedsim.models import MLP
 from fedsim.round import Server, answer, attempt
 from fedsim.runner import run
+from fedsim.schedule import Power
 from fedsim.spec import Experiment
 from fedsim.strategies import (
     DIANA,
@@ -100,7 +101,7 @@ def test_error_feedback_line_by_line(kind: str, engine: str) -> None:
     """Algorithms of arXiv:2106.05203, 2305.15155 and 2511.14501, with g_i = 0 at the start."""
     power = {"igt": 4 / 7, "mvr": 2 / 3}.get(kind, 0.0)
     estimator = {"last": LastGradient(), "polyak": Polyak(0.3), "igt": IGT(), "mvr": MVR()}[kind]
-    step = Normalized(0.2, power=0.75) if power else Plain(0.2)
+    step = Normalized(Power(0.2, 0.75)) if power else Plain(0.2)
     e = experiment(EF21(estimator, TopK(0.2), step))
     clients = Clients(e)
     x = before = clients.fed.x0
@@ -225,11 +226,11 @@ def test_what_travels_is_what_is_counted(up: Compressor) -> None:
     fed = Federation(experiment(EF21(up=up)))
     server = Server.start(fed)
     answered = answer(fed, 1, fed.client_state(), server.told(fed.experiment.method), 2)
-    record = pack(travelling(fed, answered))
+    record = pack(travelling(fed, answered, 2))
     assert size(record) == -(-fed.bits(1)["uplink_bits"] // 8) + 128
     assert torch.equal(received(fed, record, 2), answered.message)
     with pytest.raises(Invalid, match=r"bytes|shape"):
-        received(fed, pack(travelling(fed, answered)[:-1]), 2)
+        received(fed, pack(travelling(fed, answered, 2)[:-1]), 2)
     with pytest.raises(Invalid, match="must be 'compressed'"):
         received(fed, pack(answered.message), 2)
 
@@ -295,6 +296,9 @@ def test_a_method_must_compress_what_it_says_it_compresses() -> None:
 
 
 def test_decays() -> None:
-    assert [round((2 / (t + 2)) ** 0.5, 6) for t in range(3)] == [1.0, 0.816497, 0.707107]
-    assert Decay(0.5).power == 0.5
+    theory, code = Decay(0.5), Decay(0.5, every=10, lag=1)
+    assert [round(theory.at(t), 6) for t in range(3)] == [1.0, 0.816497, 0.707107]
+    assert {code.at(t) for t in range(20)} == {1.0}  # two epochs of ten rounds
+    assert code.at(20) == theory.at(1)
+    assert [Power(2.0, 0.75, every=2).at(t) for t in range(4)] == [2.0, 2.0, 2 * 2**-0.75, 2 * 2**-0.75]
     assert DVRSign().gradients == 2
