@@ -14,8 +14,10 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 INK, MUTED, RULE, PAPER = "#1f2329", "#667079", "#d7dde3", "#fdfdfc"  # the page replaces them by its own
 PALETTE = ("#2f7fd1", "#d1495b", "#2a9d6f", "#c98a1b", "#8a63d2", "#3aa6b9", "#b0623a", "#7d8597")
@@ -31,34 +33,50 @@ class Plot:
     figure: Figure
     lines: list[tuple[str, str, str]] = field(default_factory=list)
 
-    def svg(self, title: str | None = None) -> str:
-        """The figure for a page that gives it its ground and its keys; with a title alone, on white, with a legend."""
-        buffer, ground = BytesIO(), {"transparent": True} if title is None else {"facecolor": "white"}
-        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}), self._alone(title):
-            self.figure.savefig(buffer, format="svg", metadata={"Date": None}, **ground)
+    def svg(self, title: str = "") -> str:
+        """The figure as it stands alone, on white; parts that a page drops have the ids ground, title and legend."""
+        if title:
+            self._head(title)
+        self._settle()
+        buffer = BytesIO()
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):
+            FigureCanvasSVG(self.figure).print_svg(buffer, metadata={"Date": None})
         return buffer.getvalue().decode()
 
-    def png(self, title: str = "") -> bytes:
+    def png(self) -> bytes:
+        self._settle()
         buffer = BytesIO()
-        with self._alone(title):
-            self.figure.savefig(buffer, format="png", dpi=200, facecolor="white")
+        self.figure.savefig(buffer, format="png", dpi=200)
         return buffer.getvalue()
 
-    @contextmanager
-    def _alone(self, title: str | None) -> Iterator[None]:
-        if not title:
-            yield
-            return
-        self.figure.suptitle(textwrap.fill(title, 70), x=0.02, ha="left", fontsize=9.5, color=INK)
-        parts = {part.get_gid(): part for part in self.figure.findobj()}
-        shown = self.lines if len(self.lines) > 1 else []
-        legend = self.figure.legend(
-            [parts[line] for line, _, _ in shown], [label for _, label, _ in shown],
-            loc="outside lower left", fontsize=8, frameon=False, labelcolor=INK, ncols=2,
-        )  # fmt: skip
-        yield
-        legend.remove()
-        self.figure.suptitle("")
+    def middle(self) -> tuple[float, float, float, float]:
+        """The box (x, y, width, height), in points from the top left, between the title and the legend."""
+        width, height = 72 * self.figure.get_size_inches()
+        points = 72 / self.figure.dpi
+        above = [points * text.get_window_extent().y0 for text in self.figure.texts if text.get_gid()]
+        below = [points * legend.get_window_extent().y1 for legend in self.figure.legends]
+        top, bottom = height - min(above, default=height), height - max(below, default=0.0)
+        return 0.0, float(top), float(width), float(bottom - top)
+
+    def _head(self, title: str) -> None:
+        text = textwrap.fill(title, 70)
+        self.figure.suptitle(text, x=0.02, ha="left", fontsize=9.5, color=INK, gid="title")
+        if len(self.lines) > 1:
+            parts = {
+                part.get_gid(): part for axes in self.figure.axes for part in (*axes.lines, *axes.collections)
+            }
+            legend = self.figure.legend(
+                [parts[line] for line, _, _ in self.lines], [label for _, label, _ in self.lines],
+                loc="outside lower left", fontsize=8, frameon=False, labelcolor=INK, ncols=2,
+            )  # fmt: skip
+            legend.set_gid("legend")
+
+    def _settle(self) -> None:
+        """Lay the parts out once: `savefig` would do so, and draw, twice for each file."""
+        self.figure.patch.set(gid="ground", facecolor="white")
+        if engine := self.figure.get_layout_engine():
+            engine.execute(self.figure)
+            self.figure.set_layout_engine("none")
 
 
 @contextmanager
@@ -115,6 +133,7 @@ def over_rounds(name: str, lines: list[tuple[str, pd.DataFrame]], metric: str, l
             _percent([axes], [runs["accuracy"] for _, runs in lines])
         elif all((runs[metric].dropna() > 0).all() for _, runs in lines):
             axes.set_yscale("log")
+            _plain(axes.yaxis)
         return plot
 
 
@@ -244,9 +263,16 @@ def cost(name: str, lines: list[tuple[str, pd.DataFrame]]) -> Plot:
         _percent(panels, [runs["accuracy"] for _, runs in lines])
         if all((runs["seconds"] > 0).all() for _, runs in lines):
             panels[0].set_xscale("log")
+            _plain(panels[0].xaxis)
         panels[0].set_ylabel("test accuracy, %")
         panels[1].tick_params(labelleft=False)
         return plot
+
+
+def _plain(axis: Axis) -> None:
+    """Numbers as 0.001 and 2e+04: setting powers of ten by TeX's rules takes longer than the rest of a figure."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
 
 
 def _percent(panels: Sequence[Axes], shares: Sequence[pd.Series]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from math import inf
 from pathlib import Path
 from string import Template
+from xml.etree import ElementTree
 
 import pandas as pd
 
@@ -35,6 +36,8 @@ SETTINGS = (
     "byzantine",
     "rounds",
 )
+ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 INKS = {
     plots.INK: "var(--ink)",
     plots.MUTED: "var(--muted)",
@@ -47,13 +50,14 @@ def report(
     folder: Path,
     out: Path | None = None,
     small: bool = False,
+    png: bool = False,
     tell: Callable[[str], object] = lambda line: None,
 ) -> Path:
     """Write OUT, by default FOLDER/report (index.html, figures, tables), and return the page.
 
     `small` leaves a few figures as SVG beside the page, which has them all: what is worth keeping under version
-    control. Damaged records are left out, which the page says, and `tell` is told. Raises `Invalid` where there are no
-    others.
+    control. With `png` each of these figures is a PNG as well, which takes as long again. Damaged records are left
+    out, which the page says, and `tell` is told. Raises `Invalid` where there are no others.
     """
     results = Results.of(folder)
     for line in [*_damaged(results), *_diverged(results)]:
@@ -62,13 +66,15 @@ def report(
     tell(f"{len(results.runs)} runs are read; their figures are made")
     found = [section for make in sections.ALL if (section := make(results))]
     content: dict[str, bytes] = {}
-    titled = list(_titled(found))[: MAIN if small else None]
+    drawn: dict[str, str] = {}
+    titled = list(_titled(found))
     for number, (plot, title) in enumerate(titled):
         if number % 10 == 0:
             tell(f"figure {number + 1} of {len(titled)}")
-        content[f"{plot.name}.svg"] = plot.svg(title).encode()
-        if not small:
-            content[f"{plot.name}.png"] = plot.png(title)
+        drawn[plot.name] = plot.svg(title)
+        if not small or number < MAIN:
+            content[f"{plot.name}.svg"] = drawn[plot.name].encode()
+            content |= {f"{plot.name}.png": plot.png()} if png else {}
     table = results.table()
     content |= {
         "table.csv": table.to_csv(index=False, float_format="%.8g").encode(),
@@ -79,7 +85,7 @@ def report(
         out.mkdir(parents=True, exist_ok=True)
         for name, text in content.items():
             (out / name).write_bytes(text)
-        write_whole(page, html(results, found, table, list(content)).encode())
+        write_whole(page, html(results, found, table, drawn, list(content)).encode())
     return page
 
 
@@ -90,8 +96,14 @@ def _titled(found: Sequence[Section]) -> Iterator[tuple[Plot, str]]:
                 yield plot, f"{figure.title}: {name}" if name else figure.title
 
 
-def html(results: Results, found: Sequence[Section], table: pd.DataFrame, beside: Sequence[str]) -> str:
-    """The page; `beside` are the names of the files that lie beside it."""
+def html(
+    results: Results,
+    found: Sequence[Section],
+    table: pd.DataFrame,
+    drawn: Mapping[str, str],
+    beside: Sequence[str],
+) -> str:
+    """The page; `drawn`: the SVG of each plot by its name, `beside`: the names of the files beside the page."""
     template = Template((files("fedsim.experiments.report") / "page.html").read_text())
     body = [
         _facts(results),
@@ -99,7 +111,7 @@ def html(results: Results, found: Sequence[Section], table: pd.DataFrame, beside
         _privacy(results),
         _notes(results),
         _section_table(table, results.scored),
-        *(_section(s, results, beside) for s in found),
+        *(_section(s, results, drawn, beside) for s in found),
     ]
     return template.substitute(
         title=escape(results.folder.absolute().name),
@@ -184,24 +196,29 @@ def _damaged(results: Results) -> list[str]:
     return [f"left out: {error}" for error in results.damaged]
 
 
-def _section(section: Section, results: Results, beside: Sequence[str]) -> str:
-    figures = "\n".join(_figure(figure, results, beside) for figure in section.figures)
+def _section(section: Section, results: Results, drawn: Mapping[str, str], beside: Sequence[str]) -> str:
+    figures = "\n".join(_figure(figure, results, drawn, beside) for figure in section.figures)
     head = f"<h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>"
     return f'<section>{head}<div class="grid">{figures}</div></section>'
 
 
-def _figure(figure: sections.Figure, results: Results, beside: Sequence[str]) -> str:
+def _figure(
+    figure: sections.Figure, results: Results, drawn: Mapping[str, str], beside: Sequence[str]
+) -> str:
     names = list(figure.plots)
     choice = ""
     if len(names) > 1:
         options = "".join(f"<option>{escape(name)}</option>" for name in names)
         choice = f'<select aria-label="{escape(figure.title)}: which part">{options}</select>'
-    panels = "".join(f"<div data-panel>{_keys(plot)}{inline(plot)}</div>" for plot in figure.plots.values())
+    panels = "".join(
+        f"<div data-panel>{_keys(plot)}{inline(plot, drawn[plot.name])}</div>"
+        for plot in figure.plots.values()
+    )
     prints = ", ".join(dict.fromkeys(figure.experiments))
     commands = [results.command, f"fedsim report {results.folder}"]
     command = escape("\n".join(c for c in commands if c))
-    drawn = {plot.name for plot in figure.plots.values()}
-    links = ", ".join(f'<a href="{file}">{file}</a>' for file in beside if Path(file).stem in drawn)
+    names = [plot.name for plot in figure.plots.values()]
+    links = ", ".join(f'<a href="{file}">{file}</a>' for file in beside if Path(file).stem in names)
     return (
         f"<figure><h3>{escape(figure.title)}</h3>{choice}{panels}<figcaption>{escape(figure.caption)}"
         f"<details><summary>{len(set(figure.experiments))} experiments, command, files</summary>"
@@ -219,18 +236,26 @@ def _keys(plot: Plot) -> str:
     return f'<div class="keys">{"".join(keys)}</div>' if len(keys) > 1 else ""
 
 
-def inline(plot: Plot) -> str:
-    """The figure as a part of the page: its inks are the page's, its ids are those of its lines alone."""
-    svg = plot.svg()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+def inline(plot: Plot, svg: str) -> str:
+    """The figure as a part of the page: without its ground, title and legend, in the inks of the page.
+
+    Its ids are those of its lines alone.
+    """
+    tree = ElementTree.fromstring(svg)
+    for parent in list(tree.iter()):
+        for child in list(parent):
+            if child.tag.endswith("metadata") or child.get("id") in ("ground", "title", "legend"):
+                parent.remove(child)
+    tree.attrib.pop("width")
+    tree.attrib.pop("height")
+    tree.set("viewBox", " ".join(f"{number:.1f}" for number in plot.middle()))
+    tree.set("role", "img")
+    svg = ElementTree.tostring(tree, encoding="unicode")
     svg = re.sub(r' id="(?!s-|[pmhC][0-9a-f]{8})[^"]*"', "", svg)
     for ink, variable in INKS.items():
         svg = svg.replace(ink, variable)
     svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)  # half the size
-    return re.sub(r"\n\s*", "\n", svg.replace("<svg ", '<svg role="img" ', 1))
+    return re.sub(r"\n\s*", "\n", svg)
 
 
 def _section_table(table: pd.DataFrame, scored: str) -> str:

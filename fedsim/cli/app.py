@@ -170,11 +170,12 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A folder of records, of fedsim sweep or fedsim run.")],
     out: Annotated[Path | None, typer.Option(help="Where to write it; by default FOLDER/report.")] = None,
     small: Annotated[bool, typer.Option(help="The page, the table and a few figures.")] = False,
+    png: Annotated[bool, typer.Option(help="Each figure as PNG beside its SVG.")] = False,
 ) -> None:
     """Write a report: one page that needs nothing else, the figures as files, the table as CSV and LaTeX."""
     from fedsim.experiments.report.report import report
 
-    page = report(folder, out, small, tell=lambda line: typer.echo(f"fedsim: {line}", err=True))
+    page = report(folder, out, small, png, tell=lambda line: typer.echo(f"fedsim: {line}", err=True))
     typer.echo(f"page     {page}")
 
 
