@@ -67,8 +67,8 @@ class DeviceFederation(Federation):
 class Device:
     """The `Host` of a device, from its folder: device.toml, ledger.json, and a memory for each run.
 
-    The ledger is written before the memory, and both before an answer goes out; each is replaced whole. A device that
-    dies in between has paid for an answer that nobody got, and gives none to that round.
+    The memory, with the answer in it, is written before the ledger, and both before the answer goes out; each is
+    replaced whole. A device that dies in between gives the answer that it kept, once that is booked.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -85,9 +85,8 @@ class Device:
 
     def recall(self, order: Order, context: Context) -> Memory:
         permit.check(self.terms, order)
-        path = self._memory(order)
-        if path.exists():
-            return Memory.load(path.read_bytes())
+        if (held := self._held(order)) is not None:
+            return held
         secret = Spent.load(self.ledger).secret(order)
         return Memory(secret=secrets.randbits(63) if secret is None else secret)
 
@@ -103,13 +102,19 @@ class Device:
     def keep(self, order: Order, fed: Federation, memory: Memory, context: Context) -> None:
         with Spent.alone(self.ledger):  # of several runs at once none may lose what another has paid
             spent = Spent.load(self.ledger)
-            if spent.booked(order):  # by a process beside this one, or with a memory that is lost
-                raise Invalid(
-                    f"round {order.round}: booked in run {order.run} already, and a round is answered once; "
-                    "allowed is a later one"
-                )
-            permit.permit(self.terms, order, fed, spent).save(self.ledger)
-        write_whole(self._memory(order), memory.dump())
+            if spent.booked(order):
+                held = self._held(order)
+                if held is None or not held.answers_as(
+                    memory
+                ):  # a process beside this one, or a memory that is lost
+                    raise Invalid(
+                        f"round {order.round}: booked in run {order.run} already, and a round is answered once; "
+                        "allowed is a later one"
+                    )
+                return
+            after = permit.permit(self.terms, order, fed, spent)
+            write_whole(self._memory(order), memory.dump())
+            after.save(self.ledger)
         self._forget()
 
     def _federation(self, order: Order, memory: Memory) -> DeviceFederation:
@@ -128,6 +133,11 @@ class Device:
         except Invalid as error:
             log(40, "%s", error)
             raise Invalid("this device cannot use its data; its own log says why") from None
+
+    def _held(self, order: Order) -> Memory | None:
+        """The memory of a run as it is on the disk."""
+        path = self._memory(order)
+        return Memory.load(path.read_bytes()) if path.exists() else None
 
     def _memory(self, order: Order) -> Path:
         if not (order.run.isascii() and order.run.isalnum()):

@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from fedsim.deploy.trial import Trial
 from fedsim.runner import run
 from fedsim.spec import Experiment
 
+FREE = 20_000, 32_768  # below what Linux and the IANA call ephemeral
 ENDING = 15.0  # seconds that a process is given to end
 
 
@@ -127,8 +129,13 @@ def fitted(experiment: Experiment, devices: int, rounds: int | None) -> Experime
 
 
 def free_port() -> int:
-    """A port that nobody uses now."""
-    with ExitStack() as stack:
-        held = stack.enter_context(socket.socket())
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
+    """A port that nobody uses now, and none of those that the system gives to connections by itself.
+
+    One of these could be taken by somebody's connection before it is used, and by that of a device that dials too early
+    even to itself.
+    """
+    while True:
+        port = SystemRandom().randrange(*FREE)
+        with suppress(OSError), socket.socket() as held:
+            held.bind(("127.0.0.1", port))
+            return port

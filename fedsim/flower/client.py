@@ -39,7 +39,7 @@ class Host(Protocol):
         ...
 
     def keep(self, order: Order, fed: Federation, memory: Memory, context: Context) -> None:
-        """Keep the memory; once this returns, the answer goes out."""
+        """Keep the memory; once this returns, the answer in it goes out, for the first time or again."""
         ...
 
 
@@ -56,7 +56,7 @@ def respond(host: Host, message: Message, context: Context) -> Message:
         answered = answer(fed, order.client, before, told, order.round)
         row = travelling(fed, answered, order.round)
         memory = replace(memory, pending=Pending(order.round, question, answered.state, row))
-        host.keep(order, fed, memory, context)
+    host.keep(order, fed, memory, context)
     metrics = MetricRecord({"client": order.client, "round": order.round, OWN_DATA: int(host.own_data)})
     if fed.experiment.method.by_examples and fed.experiment.rule.averages:
         metrics[EXAMPLES] = int(fed.sizes[order.client])

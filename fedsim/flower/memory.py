@@ -58,6 +58,16 @@ class Memory:
             f"round {round}: this client is past round {last}, and answers a round once; allowed is a later one"
         )
 
+    def answers_as(self, other: Memory) -> bool:
+        """Whether the answers that wait in both are the same, to the bit."""
+        mine, its = self.pending, other.pending
+        return (
+            mine is not None
+            and its is not None
+            and (mine.round, mine.question) == (its.round, its.question)
+            and mine.row.numpy().tobytes() == its.row.numpy().tobytes()
+        )
+
     def dump(self) -> bytes:
         buffer = BytesIO()
         torch.save(asdict(self), buffer)

@@ -42,7 +42,7 @@ def experiment(devices: int, rounds: int) -> Experiment:
     return fitted(resolve("quickstart").main, devices, rounds)
 
 
-def until(true: Callable[[], Any], seconds: float = 60.0) -> None:
+def until(true: Callable[[], Any], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
@@ -144,7 +144,7 @@ def ledger_of(yard: Yard, i: int, e: Experiment) -> Any:
 
 def test_prometheus_and_people_see_how_it_goes(live: Yard, tmp_path: Path) -> None:
     """At a port of the loopback address, while it runs; afterwards the folder alone tells."""
-    e, seen = experiment(3, 100), list[str]()
+    e, seen = experiment(3, 30), list[str]()
     replace(live.site.link, metrics=free_port()).save(live.site.settings)
 
     def look() -> None:
@@ -155,13 +155,13 @@ def test_prometheus_and_people_see_how_it_goes(live: Yard, tmp_path: Path) -> No
     watcher.start()
     summary = run_there(live.site, e, TEST, tmp_path / "run")
     watcher.join()
-    assert "of 100 rounds" in seen[0]
+    assert "of 30 rounds" in seen[0]
     assert sum("online" in line for line in seen) >= 2
     assert not summary["set_aside"]
     assert difference(e, tmp_path / "run") == 0.0
     replace(live.site.link, metrics=0).save(live.site.settings)
     assert "no run now" in status(live.site.folder)[0]
-    assert "100 of 10000 answered" in status(live.place(0).folder)[2]
+    assert "30 of 10000 answered" in status(live.place(0).folder)[2]
 
 
 # ---------------------------------------------------------------- deaths
@@ -184,8 +184,11 @@ def run_process(yard: Yard, e: Experiment, out: Path, *words: str) -> subprocess
 
 
 def test_a_killed_device_is_back_at_once(live: Yard, tmp_path: Path) -> None:
-    """Killed with SIGKILL in a round, started again at once: nobody is set aside, and the model is the loop's."""
-    e, out = replace(experiment(3, 40), seed=1), tmp_path / "run"
+    """Killed with SIGKILL in a round, started again at once: it is asked again, and gives the answer that it had kept.
+
+    So nobody is set aside, no release is lost in flight, and the model is the loop's, at whatever moment it was killed.
+    """
+    e, out = replace(experiment(3, 30), seed=1), tmp_path / "run"
 
     def kill() -> None:
         until(lambda: rounds_done(out) >= 5)
@@ -199,6 +202,7 @@ def test_a_killed_device_is_back_at_once(live: Yard, tmp_path: Path) -> None:
     killer.join()
     assert summary["set_aside"] == []
     assert difference(e, out) == 0.0
+    assert ledger_of(live, 1, e).rounds == tuple(range(30))
 
 
 def test_a_killed_server_goes_on(live: Yard, tmp_path: Path) -> None:
@@ -241,7 +245,7 @@ def test_a_device_listens_to_signals(live: Yard, tmp_path: Path) -> None:
 
 def test_revoked_while_it_runs(live: Yard, tmp_path: Path) -> None:
     """A key that was stolen: revoked on the server's disk, it gets no further question, without a restart."""
-    e, out = replace(experiment(3, 60), seed=4), tmp_path / "run"
+    e, out = replace(experiment(3, 25), seed=4), tmp_path / "run"
 
     def revoke() -> None:
         until(lambda: rounds_done(out) >= 3)
@@ -250,15 +254,13 @@ def test_revoked_while_it_runs(live: Yard, tmp_path: Path) -> None:
     replace(live.site.link, grace=2.0).save(live.site.settings)
     revoker = threading.Thread(target=revoke)
     revoker.start()
-    run_there(live.site, e, replace(TEST, timeout=20.0), out)
+    run_there(live.site, e, TEST, out)  # not its timeout but the grace ends a round's wait for it
     revoker.join()
     (said,) = {line["reason"] for line in events(live, 1) if line["event"] == "refused"}
     assert "it was revoked, or never added" in said
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert (lines[0]["answered"], lines[-1]["answered"]) == (
-        2,
-        1,
-    )  # of two; the red team speaks for the third
+    assert lines[0]["answered"] == 2  # of two; the red team speaks for the third
+    assert lines[-1]["answered"] == 1
 
 
 @long

@@ -14,9 +14,10 @@ from flwr.app import Context, RecordDict
 from test_device import Site, asking, same, terms
 from test_messages import small
 
+from fedsim.check import Invalid
 from fedsim.deploy import device
 from fedsim.deploy.spent import Spent
-from fedsim.flower.memory import Memory
+from fedsim.flower.memory import Memory, Pending
 from fedsim.flower.order import Order
 from fedsim.runner import run
 
@@ -71,22 +72,66 @@ def test_of_runs_at_once_each_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert site.spent(0).rounds == 4
 
 
-def test_a_device_that_dies_between_its_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has paid for an answer that nobody got; it goes on, and pays for no round twice."""
-    e, site = small(), Site(tmp_path)
-    real, died = device.write_whole, []
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_a_device_that_dies_at_a_write_gives_its_answer_when_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """Before its memory, between memory and ledger, or after both: one message in all, and it is booked once."""
+    site = Site(tmp_path, clients=1, test_mode=False)
+    ask = asking(site, small(clients=1, f=0))
+    seen, kept = [], []
 
-    def fail_once(path: Path, content: bytes) -> None:
-        if path.parent == site.folder(1) and not died:
-            died.append(path)
-            raise OSError("killed")
-        real(path, content)
+    def until_killed(write: Any) -> Any:
+        def replaced(*arguments: Any) -> None:
+            if len(seen) == writes:
+                raise OSError("killed")
+            seen.append(1)
+            write(*arguments)
 
-    monkeypatch.setattr(device, "write_whole", fail_once)
-    result, aside = site.run(e, **{"test-mode": False})
-    assert result.frame["answered"].tolist() == [4, 5, 5, 5]
-    assert "killed" in aside[0]
-    assert (site.spent(1).rounds, site.spent(2).rounds) == (4, 4)
+        return replaced
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "write_whole", until_killed(device.write_whole))
+        patch.setattr(Spent, "save", until_killed(Spent.save))
+        patch.setattr(device.Device, "_forget", until_killed(lambda _: None))
+        assert "killed" in ask(0, -1)[1][0]
+    path = site.folder(0) / "memory-again.pt"
+    assert path.exists() == (writes > 0)
+    if path.exists():
+        pending = Memory.load(path.read_bytes()).pending
+        assert pending is not None
+        kept.append(pending.row)
+    assert site.spent(0).rounds == (writes > 1)
+    (row,), _ = ask(0, -1)
+    assert all(torch.equal(row, each) for each in kept)
+    assert torch.equal(ask(0, -1)[0][0], row)
+    assert site.spent(0).rounds == 1
+
+
+def test_an_answer_that_waits_unbooked_is_given_by_one_process(tmp_path: Path) -> None:
+    """Of two processes one has what a dead one kept, and the other a message of its own: one of them goes out."""
+    e, site = small(), Site(tmp_path, test_mode=False)
+    host = device.Device(site.folder(0))
+    order = Order(
+        experiment=e.to_json(),
+        fingerprint=e.fingerprint,
+        run="a",
+        client=0,
+        round=0,
+        accepted=-1,
+        derived=False,
+    )
+    context = Context(0, 0, {}, RecordDict(), {})
+    fed = host.federation(order, Memory(secret=1))
+    kept, other = (
+        Memory(secret=1, pending=Pending(0, "q", {}, torch.full((3,), value))) for value in (1.0, 2.0)
+    )
+    device.write_whole(host._memory(order), kept.dump())
+    host.keep(order, fed, other, context)
+    with pytest.raises(Invalid, match="booked in run a already"):
+        host.keep(order, fed, kept, context)
+    host.keep(order, fed, other, context)
+    assert site.spent(0).rounds == 1
 
 
 class Killed(BaseException):

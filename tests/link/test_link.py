@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
 import pytest
 from yard import Yard, echo, message, numbers, running, until
 
-from fedsim.deploy import pki
+from fedsim.link import identity
 from fedsim.link.frame import Limits, seal
 from fedsim.link.identity import node_of
 
@@ -162,12 +162,17 @@ def test_who_is_not_known_gets_nothing(yard: Yard, tmp_path: Path) -> None:
 
 
 def test_a_certificate_that_ends_ends_the_stream(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pki, "timedelta", lambda days: timedelta(seconds=days))
-    yard.keys[0] = yard.enrol("0", days=3)
-    device = yard.device(0)
-    with yard.grid() as grid, running(device):
+    """A year later, on the server's clock: TLS looked at the certificate when the stream began, and never again."""
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Later:
+            return super().now(tz) + timedelta(days=400)
+
+    with yard.grid() as grid, running(yard.device(0)):
         until(lambda: len(grid.get_node_ids()) == 1)
-        until(lambda: not grid.get_node_ids())
+        monkeypatch.setattr(identity, "datetime", Later)
+        assert not grid.get_node_ids()
         until(lambda: not grid._hub._streams)
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from yard import Yard, echo, free_port, message, numbers, running, until
+from yard import Yard, echo, message, numbers, running, until
 
 from fedsim.link import mail
 
@@ -26,7 +26,7 @@ class Proxy:
     """Relays to the server's port: `delay` seconds late, cut with a `chance` at each piece, or in `silence`."""
 
     def __init__(self, server: int, delay: float = 0.0, chance: float = 0.0) -> None:
-        self.server, self.delay, self.chance, self.port = server, delay, chance, free_port()
+        self.server, self.delay, self.chance, self.port = server, delay, chance, 0
         self.silence, self.cuts, self.pieces, self.draw = False, 0, 0, random.Random(0)
         self.loop = asyncio.new_event_loop()
         self.ready = threading.Event()
@@ -34,7 +34,8 @@ class Proxy:
 
     async def _serve(self) -> None:
         self.over = asyncio.Event()
-        server = await asyncio.start_server(self._relay, "127.0.0.1", self.port)
+        server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
         self.ready.set()
         await self.over.wait()
         server.close()

@@ -34,7 +34,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
 @pytest.fixture(scope="module")
 def worker(installed: Installed) -> Iterator[Worker]:
-    made = Worker(installed, 10.0)
+    made = Worker(installed, 60.0)
     yield made
     made.close()
 
@@ -77,8 +77,8 @@ def test_what_an_app_does_stays_there(worker: Worker, what: str, reason: str) ->
     assert ask(worker, "say", run=9)[1]["said"]["count"] >= 1
     before = ask(worker, "say", run=9)[1]["said"]["count"]
     began = time.monotonic()
-    assert ask(worker, what, run=9, seconds=2.0)[0] == {"error": reason}
-    assert time.monotonic() - began < 5
+    assert ask(worker, what, run=9, seconds=2.0 if what == "hang" else 60.0)[0] == {"error": reason}
+    assert time.monotonic() - began < 50
     after = ask(worker, "say", run=9)[1]["said"]["count"]
     assert after >= before + 1
 

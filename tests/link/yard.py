@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedsim.deploy import pki
+from fedsim.deploy.local import free_port
 from fedsim.link.device import Answer, Device, device_credentials
 from fedsim.link.frame import Limits, header_of, seal
 from fedsim.link.grid import LinkGrid
@@ -76,17 +76,11 @@ def running(*devices: Device) -> Iterator[None]:
             thread.join(20)
 
 
-def until(true: Callable[[], Any], seconds: float = 20.0) -> None:
+def until(true: Callable[[], Any], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
-
-
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
 
 
 def message(node: int, content: RecordDict | None = None, kind: str = "train", ttl: float = 60.0) -> Message:
