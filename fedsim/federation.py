@@ -88,7 +88,9 @@ class Federation:
     def mean_only(self) -> bool:
         """Whether the mean of the messages is all that a server needs of them."""
         method, own = self.experiment.method, type(self.experiment.method).receive is not Method.receive
-        aside = method.peer or method.server_memory or self.experiment.byzantine
+        clock = self.experiment.clock
+        apart = method.peer or method.server_memory or self.experiment.byzantine
+        aside = apart or (clock is not None and clock.late == "carried")
         return self.experiment.rule.averages and not aside and (method.linear or not own)
 
     def whole(self, round: int) -> bool:

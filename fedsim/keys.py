@@ -24,15 +24,17 @@ class Keys:
     seed: int
     clients: int
 
-    def of(self, purpose: str, round: int = 0, ids: NDArray[np.int64] | int = SHARED) -> NDArray[np.uint64]:
-        """64-bit keys (k,), one a client.
+    def of(
+        self, purpose: str, round: NDArray[np.int64] | int = 0, ids: NDArray[np.int64] | int = SHARED
+    ) -> NDArray[np.uint64]:
+        """64-bit keys (k,), one a client, all of one round or each of its own.
 
         torch seeds its CPU generator with the low 32 bits alone, so these are a bijection of (round, client): within
         2^32 addresses of a purpose no two streams are the same. The high bits carry 32 more for other generators.
         """
         salt = blake2b(f"{self.seed}/{purpose}".encode(), digest_size=16).digest()
         low, high = (int.from_bytes(part, "little") for part in (salt[:8], salt[8:]))
-        place = np.atleast_1d(np.asarray(ids, U64)) + U64(round * self.clients)
+        place = np.atleast_1d(np.asarray(ids, U64) + np.asarray(round * self.clients, U64))
         bits = _mix32((place + U64(low & 0xFFFFFFFF)).astype(U32)).astype(U64)
         return (_mix64(place + U64(high)) << U64(32)) | bits
 
@@ -42,7 +44,9 @@ class Keys:
     def numpy(self, purpose: str, round: int = 0, client: int = SHARED) -> np.random.Generator:
         return np.random.default_rng(int(self.of(purpose, round, client)[0]))
 
-    def uniform(self, purpose: str, round: int, ids: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    def uniform(
+        self, purpose: str, round: NDArray[np.int64] | int, ids: NDArray[np.int64] | int, count: int
+    ) -> NDArray[np.float64]:
         """Numbers in [0, 1), (k, count), of counter-based streams: cheap for many clients at once."""
         counter = np.arange(1, count + 1, dtype=U64) * U64(0x9E3779B97F4A7C15)
         bits = _mix64(_mix64(self.of(purpose, round, ids)[:, None]) + counter)

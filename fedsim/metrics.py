@@ -26,6 +26,7 @@ TAKEN = {
     "accuracy",
     "loss",
     "seconds",
+    "simulated_seconds",
     "epsilon",
     "deviation",
     "honest_norm",

@@ -294,13 +294,13 @@ def attempt(
 ) -> tuple[Server, Seen | None]:
     """`finish` with those of `asked` who answered: n shrinks, f stays; where the rule is then undefined, nothing moves.
 
-    Clients that never compute are always there: the attack speaks for them, unless it has nobody to look at.
+    Those of them that never compute are there: the attack speaks for them, unless it has nobody to look at.
     """
     ids = np.concatenate([answered, asked[asked >= fed.computing]])
     attack, honest = fed.experiment.attack, answered < fed.experiment.honest
     if not len(answered) or (attack is not None and "honest" in attack.needs and not honest.any()):
         return server, None
-    if len(ids) < len(asked) and not _defined(fed, ids, round):
+    if len(ids) != fed.experiment.active and not _defined(fed, ids, round):
         return server, None
     return finish(fed, server, messages, ids, round)
 

@@ -227,7 +227,8 @@ def _measure(live: Standing, fed: Federation, seen: Seen | None, before: Tensor 
     deviation: how far the aggregate lies from the honest mean. byzantine_weight: that of the Byzantine rows in it,
     where the rule can say (`influence`); their number over n for the plain mean, 0 where all were filtered. weights:
     of each client, where all took part and they are at most 50. clipped: the share of honest messages that the
-    method's clip of messages has shortened. diverged: only where `has_diverged`, and then true.
+    method's clip of messages has shortened. simulated_seconds: on the experiment's clock. diverged: only where
+    `has_diverged`, and then true.
     """
     metrics: Metrics = {"round": live.round, **evaluate(fed.model, fed.loss, live.x(fed), fed.test)}
     metrics |= measured(fed.experiment.task.metrics, fed.model, live.x(fed), fed.test, fed.test_owners)
@@ -240,6 +241,8 @@ def _measure(live: Standing, fed: Federation, seen: Seen | None, before: Tensor 
             metrics["clipped"] = seen.clipped
         metrics |= _weights(fed, seen, before, live.round - 1)
     metrics |= fed.bits(live.round)
+    if fed.experiment.clock:
+        metrics["simulated_seconds"] = live.seconds
     if has_diverged(metrics, fed.classes):
         metrics["diverged"] = True
     if live.ledger:

@@ -13,6 +13,7 @@ import tomli_w
 
 from fedsim.batches import Batches, Full
 from fedsim.check import Component, Count, Invalid, Natural
+from fedsim.clock import Clock
 from fedsim.config.codec import decode, encode, read_toml
 from fedsim.method import Method
 from fedsim.privacy import Privacy
@@ -33,6 +34,7 @@ class Experiment(Component):
     cohort      clients drawn afresh for each round (default: all)
     knowledge   what the adversary is granted; an attack that needs more is refused
     attacked    where forged rows enter: as the "message", or in the server's "memory" row that the rule sees
+    clock       seconds that clients take, so that rounds and the run have a length (default: no time is simulated)
     Raises `Invalid` where the parts do not fit together.
     """
 
@@ -53,12 +55,14 @@ class Experiment(Component):
     rounds: Count = 100
     evaluate_every: Count = 10
     seed: Natural = 0
+    clock: Clock | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_counts()
         self._check_attack()
         self._check_privacy()
+        self._check_clock()
 
     @property
     def honest(self) -> int:
@@ -161,8 +165,20 @@ class Experiment(Component):
                 f"f = {self.f}: {name} must assume all {self.byzantine} Byzantine clients, whose rows may drop out"
             )
 
+    def _check_clock(self) -> None:
+        if self.clock is None or self.clock.late == "cut":
+            return
+        if self.cohort is not None or self.method.peer:
+            which = f"cohort = {self.cohort}" if self.cohort else f"method = {type(self.method).__name__}"
+            raise Invalid(
+                f"clock.late = 'carried' with {which}: a late message joins a round of all clients at a server; "
+                "allowed is late = 'cut'"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         data: dict[str, Any] = encode(self)
+        if self.clock is None:
+            del data["clock"]  # so that experiments without one keep their fingerprint
         return data
 
     def to_json(self) -> str:

@@ -13,6 +13,7 @@ from fedsim.federation import Federation, Ids
 from fedsim.privacy.ledger import Ledger
 from fedsim.round import Messages, Seen, Server, attempt
 from fedsim.states import States
+from fedsim.timing import Late, RoundTimes, in_time
 from fedsim.types import State
 
 UNACCOUNTED = (
@@ -30,20 +31,25 @@ class Standing:
     """The next round, the server, what clients keep, what was paid; `written` bytes of metrics belong to it.
 
     Whoever asks the clients uses it alike: while `goes_on`, the clients `asked` get what is `told`, and `after` their
-    messages the run stands one round further.
+    messages the run stands one round further. On a clock it has `seconds` behind it, messages that are `late`, and the
+    `times` of the next round.
     """
 
     round: int
     server: Server
     states: States
     ledger: Ledger | None
+    late: Late
     written: int = 0
+    seconds: float = 0.0
+    times: RoundTimes | None = None
 
     @classmethod
     def start(cls, fed: Federation, first: State, file: Path | None = None) -> Standing:
         """Before the first round; `first` is what is kept of a client that has not answered yet, in `file` at last."""
         states = States.start(first, fed.computing, space=fed.space, file=file)
-        return cls(0, Server.start(fed), states, opened(fed))
+        late = Late.none(fed, first)
+        return cls(0, Server.start(fed), states, opened(fed), late, times=RoundTimes.of(fed, 0, 0.0, late))
 
     @classmethod
     def at(cls, fed: Federation, saved: dict[str, Any], states: States) -> Standing:
@@ -54,20 +60,40 @@ class Standing:
                 return {name: moved(item) for name, item in value.items()}
             return value.to(fed.device) if isinstance(value, Tensor) else value
 
-        ledger = opened(fed)
-        server = Server(**moved(saved["server"]))
-        return cls(saved["round"], server, states, ledger and ledger.load(saved), saved["metrics_bytes"])
+        ledger, round, seconds = opened(fed), saved["round"], saved["simulated_seconds"]
+        server, late = Server(**moved(saved["server"])), Late.load(moved(saved["late"]))
+        return cls(
+            round,
+            server,
+            states,
+            ledger and ledger.load(saved),
+            late,
+            saved["metrics_bytes"],
+            seconds,
+            RoundTimes.of(fed, round, seconds, late),
+        )
 
     def goes_on(self, fed: Federation) -> bool:
-        """Whether rounds are left, and the privacy budget affords another."""
-        if self.round >= fed.experiment.rounds:
+        """Whether rounds are left, the privacy budget affords another, and it ends before the clock's horizon."""
+        clock = fed.experiment.clock
+        if self.round >= fed.experiment.rounds or (clock and self.times and self.times.ends > clock.end):
             return False
-        return self.ledger is None or self.ledger.affords(fed.cohort(self.round))
+        return self.ledger is None or self.ledger.affords(self._members(fed))
 
     def asked(self, fed: Federation) -> Ids:
-        """The clients that are asked in the next round: those of its cohort that compute."""
-        ids = fed.cohort(self.round)
+        """The clients that are asked in the next round: those of its cohort that compute.
+
+        Whose message will be cut off is not asked: it leaves nothing behind but what it pays.
+        """
+        clock, times = fed.experiment.clock, self.times
+        ids = self._members(fed)
+        if clock and times:
+            ids = times.answer if clock.late == "carried" else times.on_time
         return ids[ids < fed.computing]
+
+    def _members(self, fed: Federation) -> Ids:
+        """Those of the next round's cohort who get the model."""
+        return fed.cohort(self.round) if self.times is None else self.times.asked
 
     def told(self, fed: Federation) -> State:
         """What they are told."""
@@ -80,12 +106,19 @@ class Standing:
 
         Then server and clients stay, and only the round is over. Who was asked has paid for it.
         """
-        cohort = fed.cohort(self.round)
-        server, seen = attempt(fed, self.server, messages, answered, cohort, self.round)
+        clock, times, late = fed.experiment.clock, self.times, self.late
+        there = members = self._members(fed)
+        if clock and times and clock.late == "carried":
+            now, late = in_time(times, late, states, messages, answered)
+            there, states, messages = now.ids, now.states, Messages(now.rows)
+            answered = there[there < fed.computing]
+        elif times:
+            there = times.on_time
+        server, seen = attempt(fed, self.server, messages, answered, there, self.round)
         kept = self.states.after(answered, states) if seen else self.states
-        return Standing(
-            self.round + 1, server, kept, self.ledger and self.ledger.charge(cohort), self.written
-        ), seen
+        ledger, seconds = self.ledger and self.ledger.charge(members), times.ends if times else 0.0
+        coming = RoundTimes.of(fed, self.round + 1, seconds, late)
+        return Standing(self.round + 1, server, kept, ledger, late, self.written, seconds, coming), seen
 
     def x(self, fed: Federation) -> Tensor:
         """The model (d,) to evaluate; among peers that of node 0, which is honest."""
@@ -131,7 +164,8 @@ class Standing:
         now = self.server
         server = {"state": now.state, "previous": now.previous, "memory": now.memory, "recall": now.recall}
         ledger = self.ledger.dump() if self.ledger else {}
-        return {"round": self.round, "server": server, "metrics_bytes": self.written, **ledger}
+        timed = {"simulated_seconds": self.seconds, "late": self.late.dump()}
+        return {"round": self.round, "server": server, "metrics_bytes": self.written, **timed, **ledger}
 
 
 def opened(fed: Federation) -> Ledger | None:

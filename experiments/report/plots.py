@@ -137,6 +137,41 @@ def over_rounds(name: str, lines: list[tuple[str, pd.DataFrame]], metric: str, l
         return plot
 
 
+def over_seconds(name: str, lines: list[tuple[str, pd.DataFrame]], metric: str, label: str) -> Plot:
+    """A metric over simulated seconds: the median over runs, in a band from the lower to the upper quartile.
+
+    A run counts from its first evaluation to its last one; between two of them it is what it was.
+    """
+    with inked():
+        figure, (axes,) = canvas()
+        plot = Plot(name, figure)
+        scale = 100 if metric == "accuracy" else 1
+        for number, (title, runs) in enumerate(lines):
+            at = np.linspace(0, runs["simulated_seconds"].max(), 201)
+            held = np.array([_held(at, run, metric) for _, run in runs.groupby("experiment")])
+            known = ~np.isnan(held).all(0)
+            low, middle, high = scale * np.nanquantile(held[:, known], (0.25, 0.5, 0.75), axis=0)
+            gid, style = f"s-{name}-{number}", look(number)
+            axes.plot(at[known], middle, gid=gid, linewidth=1.8, **style)
+            axes.fill_between(
+                at[known], low, high, color=style["color"], alpha=0.18, linewidth=0, gid=f"{gid}-band"
+            )
+            plot.lines.append((gid, title, style["color"]))
+        axes.set(xlabel="simulated seconds", ylabel=label, xlim=(0, None))
+        if metric == "accuracy":
+            _percent([axes], [runs["accuracy"] for _, runs in lines])
+        elif all((runs[metric].dropna() > 0).all() for _, runs in lines):
+            axes.set_yscale("log")
+        return plot
+
+
+def _held(at: np.ndarray, run: pd.DataFrame, metric: str) -> np.ndarray:
+    """A run's metric at these seconds: that of the evaluation before, nan before the first and after the last."""
+    seconds, values = run["simulated_seconds"].to_numpy(float), run[metric].to_numpy(float)
+    place = np.searchsorted(seconds, at, side="right") - 1
+    return np.where((place >= 0) & (at <= seconds[-1]), values[place.clip(0)], np.nan)
+
+
 def privacy_utility(name: str, lines: list[tuple[str, pd.DataFrame]]) -> Plot:
     """Final accuracy against the accounted epsilon, bars from seed to seed; on top the nominal one where it differs."""
     with inked():

@@ -25,6 +25,8 @@ from fedsim.types import Data, Dataset
 
 SPLITS = 6  # at most so many splits are drawn
 
+Drawn = Callable[[str, list[tuple[str, pd.DataFrame]], str, str], Plot]
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -54,6 +56,24 @@ def rounds(results: Results) -> Section:
     if results.frame["loss"].notna().any():
         figures.append(_over_rounds(results, "loss", "test loss", "Loss"))
     return Section("Over rounds", "Each line is the mean over seeds.", figures)
+
+
+def seconds(results: Results) -> Section | None:
+    """What is reached when, on the clock of the experiments that have one."""
+    if "simulated_seconds" not in results.frame or results.frame["simulated_seconds"].isna().all():
+        return None
+    shown = {"accuracy": ("test accuracy, %", "Accuracy"), "loss": ("test loss", "Loss")}
+    shown["gradient_norm"] = ("‖∇f‖²", "Squared norm of the gradient of the training loss")
+    known = {m: words for m, words in shown.items() if m in results.frame and results.frame[m].notna().any()}
+    figures = [
+        _over(results, metric, f"{metric}-seconds", label, f"{title} over seconds", plots.over_seconds)
+        for metric, (label, title) in known.items()
+    ]
+    return Section(
+        "Over simulated seconds",
+        "Each line is the median over seeds, in a band of the middle half; seconds are those of the clock.",
+        figures,
+    )
 
 
 def diagnostics(results: Results) -> Section | None:
@@ -178,6 +198,7 @@ ALL: tuple[Callable[[Results], Section | None], ...] = (
     privacy,
     robustness,
     rounds,
+    seconds,
     diagnostics,
     cost,
     splits,
@@ -186,20 +207,25 @@ ALL: tuple[Callable[[Results], Section | None], ...] = (
 
 # ---------------------------------------------------------------- parts
 def _over_rounds(results: Results, metric: str, label: str, title: str) -> Figure:
-    """A metric over rounds; all cells in one figure where they are few, otherwise a part for each setting."""
+    """A metric over rounds."""
+    return _over(results, metric, metric, label, title, plots.over_rounds)
+
+
+def _over(results: Results, metric: str, name: str, label: str, title: str, plot: Drawn) -> Figure:
+    """A metric over an axis; all cells in one figure where they are few, otherwise a part for each setting."""
     known = results.frame[results.frame[metric].notna()]
+    if plot is plots.over_seconds:
+        known = known[known["simulated_seconds"].notna()]
     cells = list(known.groupby(list(results.axes), sort=False)) if results.axes else []
     parts = dict[str, Plot]()
     if 0 < len(cells) <= MANY:
         lines = [(", ".join(map(str, values)), runs) for values, runs in cells]
-        parts[""] = plots.over_rounds(metric, lines, metric, label)
+        parts[""] = plot(name, lines, metric, label)
     else:
-        for number, (name, part) in enumerate(results.panels((results.line_axis,))):
-            shown = part[part[metric].notna()]
-            if len(shown):
-                parts[name] = plots.over_rounds(
-                    f"{metric}-{number}", list(results.lines(shown, results.line_axis)), metric, label
-                )
+        for number, (part_name, part) in enumerate(results.panels((results.line_axis,), known)):
+            if len(part):
+                lines = list(results.lines(part, results.line_axis))
+                parts[part_name] = plot(f"{name}-{number}", lines, metric, label)
     return Figure(title, "", parts, list(known["experiment"].unique()))
 
 

@@ -32,6 +32,10 @@ KINDS = {
     "moves": ("fedsim.strategies.methods.ef21", "fedsim.strategies.methods.ef21:Move"),
     "schedules": ("fedsim.schedule", "fedsim.schedule:Schedule"),
     "metrics": ("fedsim.metrics", "fedsim.metrics:Metric"),
+    "clocks": ("fedsim.clock", "fedsim.clock:Clock"),
+    "paces": ("fedsim.clock", "fedsim.clock:Pace"),
+    "networks": ("fedsim.clock", "fedsim.clock:Network"),
+    "presences": ("fedsim.clock", "fedsim.clock:Presence"),
     "losses": ("fedsim.losses", "fedsim.types:Loss"),
     "tasks": ("fedsim.task", "fedsim.task:Task"),
 }

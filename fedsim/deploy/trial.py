@@ -21,6 +21,8 @@ class Trial(Component):
     def check(self, experiment: Experiment) -> None:
         """Raise `Invalid` for an experiment that does not run like this."""
         attack, privacy = experiment.attack, experiment.privacy
+        if experiment.clock is not None:
+            raise Invalid("clock: simulates seconds, and devices take seconds of their own; allowed is none")
         if attack is not None and not self.red_team:
             raise Invalid(
                 f"attack = {type(attack).__name__}: a deployment runs attacks only as a red team's exercise, "

@@ -22,16 +22,18 @@ from typer.testing import CliRunner
 
 from fedsim.check import Invalid
 from fedsim.cli.app import app
+from fedsim.clock import Clock, Constant
 from fedsim.datasets.split import Dirichlet
 from fedsim.experiments.load import load
 from fedsim.experiments.report.report import MAIN, report
 from fedsim.experiments.report.results import Results
-from fedsim.experiments.report.sections import Figure, bytes_a_coordinate, robustness, surface
+from fedsim.experiments.report.sections import ALL, Figure, bytes_a_coordinate, robustness, seconds, surface
 from fedsim.experiments.resolve import resolve_study
 from fedsim.experiments.study import Score, Study, axes
 from fedsim.experiments.sweep.run import Sweep
 from fedsim.experiments.sweep.workers import Job, work
 from fedsim.privacy import ExampleDP, MessageDP
+from fedsim.runner import run
 from fedsim.spec import Experiment
 from fedsim.strategies import ByzClip21SGD2M, Krum, Mean
 
@@ -282,8 +284,8 @@ def test_the_page_says_what_is_private_and_what_all_runs_share(tmp_path: Path) -
         "outside of the guarantee",
     ):
         assert part in top.replace("Outside", "outside"), part
-    for run in load(tmp_path)["experiment"].unique():
-        assert escape(json.loads((tmp_path / run / "notes.json").read_text())[0]) in top
+    for name in load(tmp_path)["experiment"].unique():
+        assert escape(json.loads((tmp_path / name / "notes.json").read_text())[0]) in top
     assert "In all runs: data" in top
     assert "clients <code>" in top
 
@@ -336,6 +338,25 @@ def test_seeds_are_counted_not_runs(tmp_path: Path) -> None:
     again = results.frame.assign(experiment=results.frame["experiment"] + "again")
     twice = replace(results, runs=(), frame=pd.concat([results.frame, again], ignore_index=True))
     assert twice.table()["seeds"].tolist() == [2, 2]
+
+
+def test_figures_over_seconds_hold_what_was_measured_before(tmp_path: Path) -> None:
+    """On a clock of constant paces the accuracy at a time is that of the last evaluation; the band is of the seeds."""
+    timed = replace(SMALL, clock=Clock(Constant(2.0)), rounds=4, evaluate_every=2)
+    for seed in (0, 1, 2):
+        run(replace(timed, seed=seed), out=tmp_path / str(seed))
+    results = Results.of(tmp_path)
+    section = seconds(results)
+    assert section is not None
+    (curve,) = section.figures[0].plots.values()
+    line = next(part for part in curve.figure.axes[0].get_lines())
+    at, shown = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    assert at.min() >= 4.0
+    assert at.max() == 8.0
+    first = results.frame[results.frame["round"] == 2]["accuracy"].median()
+    assert shown[(at >= 4.0) & (at < 8.0)] == pytest.approx(100 * first)
+    assert shown[-1] == pytest.approx(100 * results.final["accuracy"].median())
+    assert seconds in ALL
 
 
 def test_a_report_names_damaged_records_and_leaves_them_out(tmp_path: Path) -> None:

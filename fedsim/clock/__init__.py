@@ -1,0 +1,119 @@
+"""Simulated seconds: what a gradient and a message take, who is away, when a round ends. All from addresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+from fedsim.check import Component, Finite, Invalid
+from fedsim.clock.networks import Bandwidth, Network
+from fedsim.clock.paces import Constant, Exponential, Ladder, LogNormal, Pace, Pareto, Turns, Wave
+from fedsim.clock.presence import NEVER, Dropouts, Presence
+from fedsim.clock.trace import Trace
+from fedsim.keys import Keys
+
+__all__ = [
+    "Bandwidth",
+    "Clock",
+    "Constant",
+    "Dropouts",
+    "Exponential",
+    "Ladder",
+    "LogNormal",
+    "Pareto",
+    "Trace",
+    "Turns",
+    "Wave",
+]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an attempt is made of: gradients, one after the other, and the bits of its message and of the model."""
+
+    gradients: int
+    up: int
+    down: int
+
+
+@dataclass(frozen=True)
+class Spell:
+    """One attempt of a client, in seconds since the start of the run.
+
+    begun    the model starts to travel to it
+    sent     its message leaves, all gradients done
+    arrived  the message is with the server; inf where the client goes away before
+    left     the client goes away before that; inf where it does not
+    back     and is there again
+    """
+
+    begun: float
+    sent: float
+    arrived: float
+    left: float = inf
+    back: float = inf
+
+    @property
+    def known(self) -> float:
+        """When the server knows what came of it."""
+        return min(self.arrived, self.left)
+
+
+@dataclass(frozen=True)
+class Clock(Component):
+    """Seconds of an experiment. A client gets the model, works out its gradients, and sends its message.
+
+    gradient   seconds of a gradient of a batch
+    network    seconds of a message, by its bits; none: they take no time
+    presence   when clients are away; none: never. What one was at work on when it leaves is lost
+    byzantine  the pace of Byzantine clients; none: that of the others
+    deadline   a round is over after so many seconds; none: with its slowest member
+    late       what misses that is "cut", as if the client had been away, or "carried" over into a later round; until
+               then its client is not asked again
+    horizon    the run ends before the first round, or arrival, that would end later
+    Raises `Invalid` where "carried" has no deadline.
+    """
+
+    gradient: Pace
+    network: Network | None = None
+    presence: Presence | None = None
+    byzantine: Pace | None = None
+    deadline: Finite | None = None
+    late: Literal["cut", "carried"] = "cut"
+    horizon: Finite | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.late == "carried" and self.deadline is None:
+            raise Invalid(
+                "Clock.late = 'carried' with deadline = none: nobody is late; give a deadline in seconds"
+            )
+
+    @property
+    def end(self) -> float:
+        """Seconds of the run at most."""
+        return inf if self.horizon is None else self.horizon
+
+    def absence(self, keys: Keys, client: int, since: float, until: float) -> tuple[float, float]:
+        """As `Presence.absence`."""
+        return NEVER if self.presence is None else self.presence.absence(keys, client, since, until)
+
+    def spell(
+        self, keys: Keys, client: int, attempt: int, now: float, load: Load, *, hostile: bool = False
+    ) -> Spell:
+        """The attempt that a client begins at `now`, or when it is back."""
+        left, back = self.absence(keys, client, now, now)
+        now = back if left <= now else now
+        sent = now + self._message(keys, client, 2 * attempt, load.down, up=False)
+        pace = self.byzantine if hostile and self.byzantine is not None else self.gradient
+        for gradient in range(load.gradients):
+            sent += pace.gradient_seconds(keys, client, attempt * load.gradients + gradient, sent)
+        arrived = sent + self._message(keys, client, 2 * attempt + 1, load.up, up=True)
+        left, back = self.absence(keys, client, now, arrived)
+        return Spell(now, sent, arrived) if left == inf else Spell(now, sent, inf, left, back)
+
+    def _message(self, keys: Keys, client: int, message: int, bits: int, *, up: bool) -> float:
+        return (
+            0.0 if self.network is None else self.network.message_seconds(keys, client, message, bits, up=up)
+        )
