@@ -91,7 +91,11 @@ class Study:
     score: Score = "final"
 
     def cells(self) -> tuple[list[Cell], list[Failure]]:
-        """All cells, and the points at which no experiment can be."""
+        """All cells, and the points at which no experiment can be; raises `Invalid` for a value that none can have."""
+        for axis in self.axes.values():
+            for path, text in (change for changes in axis.values() for change in changes.items()):
+                if path in (field.name for field in dataclasses.fields(self.base)):
+                    codec.parse(type(self.base), path, text)
         cells, refused = [], []
         for point in itertools.product(*(axis.items() for axis in self.axes.values())):
             labels = {name: label for name, (label, _) in zip(self.axes, point, strict=True)}

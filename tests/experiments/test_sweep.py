@@ -27,6 +27,7 @@ from fedsim.cli.sweep import write_frame
 from fedsim.datasets.load import Blobs, Holdout
 from fedsim.datasets.split import IID
 from fedsim.experiments.load import load, recorded
+from fedsim.experiments.report.report import report
 from fedsim.experiments.resolve import resolve, resolve_study
 from fedsim.experiments.study import Study, Tuning, axes, seeds
 from fedsim.experiments.sweep.run import Silent, Sweep, finished
@@ -142,6 +143,37 @@ def test_failures_are_collected_and_the_rest_runs(tmp_path: Path) -> None:
 def test_a_study_of_which_nothing_can_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="none of its 2 cells can be"):
         Sweep(tmp_path)(Study(SMALL, axes({"byzantine": [4, 5]})))
+
+
+def test_a_value_that_cannot_be_read_is_refused_before_any_run(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match=r"rule = 'NNM \+ Median'"):
+        Sweep(tmp_path, crew=inline)(Study(SMALL, axes({"rule": ["Median", "NNM + Median"]})))
+    with pytest.raises(Invalid, match="Medain"):
+        Sweep(tmp_path, crew=inline)(Study(SMALL, axes({"rule": ["Median", "Medain"]})))
+    assert not list(tmp_path.iterdir())
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+sys.argv = ["fedsim", "sweep", "small.toml", "--over", "rule=Median;Krum", "--workers", "1"]
+from fedsim.cli.app import app
+app()
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_a_report_reads_what_is_there(tmp_path: Path) -> None:
+    """Files may grow to 2,000 bytes: manifests and lines of metrics fit, models do not."""
+    (tmp_path / "small.toml").write_text(SMALL.to_toml())
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    told = subprocess.run(
+        [sys.executable, "-c", FULL], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert told.returncode != 0
+    assert "Traceback" not in told.stderr + told.stdout
+    assert "cannot be written" in told.stderr
+    page = report(tmp_path / "sweeps" / "small", tmp_path / "report")
+    assert "Accuracy" in page.read_text()
 
 
 def test_an_interrupt_leaves_checkpoints_and_no_worker(tmp_path: Path) -> None:
