@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
@@ -45,7 +46,7 @@ class Live:
         self.bar.stop()
 
     def __call__(self, round: int, metrics: dict[str, Any]) -> None:
-        facts = f"round {round}/{self.rounds}" + _facts(metrics)
+        facts = f"round {round}/{self.rounds}" + figures(metrics)
         self.bar.update(self.task, completed=round, facts=facts)
         now = time.monotonic()
         self.first = self.first or round
@@ -63,8 +64,8 @@ def lasting(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _facts(metrics: dict[str, Any]) -> str:
-    """The newest figures of a run, as far as there are any."""
-    shown = {"accuracy": "accuracy {:.3f}", "epsilon": "epsilon {:.2f}"}
+def figures(metrics: Mapping[str, Any]) -> str:
+    """The newest figures of a run, as far as there are any, each after a comma; an accuracy in percent."""
+    shown = {"accuracy": "accuracy {:.1%}", "epsilon": "epsilon {:.2f}"}
     parts = [form.format(metrics[name]) for name, form in shown.items() if metrics.get(name) is not None]
     return "".join(f", {part}" for part in parts)

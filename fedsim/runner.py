@@ -271,7 +271,7 @@ def _diverged(lines: list[Metrics]) -> list[str]:
     begun = lines[lines.index(first) + 1] if first else lines[0]
     accuracy, loss = lines[-1].get("accuracy"), lines[-1]["loss"]
     shown = f"a loss of {loss:.3g}" if loss is not None else "a loss that is not finite"
-    at = f"accuracy {accuracy:.3f} and " if accuracy is not None else ""
+    at = f"accuracy {accuracy:.1%} and " if accuracy is not None else ""
     return [
         f"diverged: {at}{shown} at the end, from round {begun['round']} on; a smaller step, or a rule that the attack "
         "does not move, may help"

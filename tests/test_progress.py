@@ -25,7 +25,7 @@ E = Experiment(
 def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     run(E, progress=True)
     shown = capsys.readouterr()
-    assert shown.err.startswith("run: round 2/2, accuracy 0.")
+    assert shown.err.startswith("run: round 2/2, accuracy ")
     assert shown.out == ""
     for nothing in (None, False):
         run(E, progress=nothing)

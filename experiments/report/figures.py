@@ -27,7 +27,7 @@ def curves(results: Mapping[str, Result], path: Path, title: str) -> None:
         )
         for colour, (label, result) in zip(COLOURS * len(results), results.items(), strict=False):
             _accuracy(axes[0, 0], result.frame, label, colour)
-        axes[0, 0].set(ylabel="test accuracy", ylim=(0, 1.02), title=title)
+        axes[0, 0].set(ylabel="test accuracy, %", ylim=(0, 102), title=title)
         axes[0, 0].legend(loc="center right", frameon=False)
         if private:
             _epsilon(axes[1, 0], results)
@@ -37,7 +37,10 @@ def curves(results: Mapping[str, Result], path: Path, title: str) -> None:
 
 def _accuracy(axes: Axes, frame: pd.DataFrame, label: str, colour: str) -> None:
     axes.plot(
-        frame["round"], frame["accuracy"], color=colour, label=f"{label}: {frame['accuracy'].iloc[-1]:.3f}"
+        frame["round"],
+        100 * frame["accuracy"],
+        color=colour,
+        label=f"{label}: {frame['accuracy'].iloc[-1]:.1%}",
     )
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from fedsim.experiments.sweep.workers import Event, Job
-from fedsim.progress import PLAIN_SECONDS, lasting
+from fedsim.progress import PLAIN_SECONDS, figures, lasting
 
 
 class Board:
@@ -60,9 +60,7 @@ class Board:
         self.seen[name] = at
         self.left[name] = rounds - at
         self.over += event.kind != "round"
-        accuracy = (event.metrics or {}).get("accuracy")
-        facts = f"{event.job.experiment.fingerprint} round {at}/{rounds}"
-        facts += f", accuracy {accuracy:.3f}" if accuracy is not None else ""
+        facts = f"{event.job.experiment.fingerprint} round {at}/{rounds}{figures(event.metrics or {})}"
         if event.kind == "failed":
             facts = f"{event.job.experiment.fingerprint} failed: {event.reason}"
             self.console.print(facts)

@@ -155,7 +155,7 @@ def _print(results: dict[str, Result], summary: dict[str, Any]) -> None:
 def _ended(result: Result) -> str:
     """What a run came to, in words."""
     summary = result.summary
-    words = f"accuracy {summary['accuracy']:.3f}" if summary["accuracy"] is not None else "no accuracy"
+    words = f"accuracy {summary['accuracy']:.1%}" if summary["accuracy"] is not None else "no accuracy"
     if summary["accuracy"] is None and summary["loss"] is not None:
         words = f"loss {summary['loss']:.4g}"
     return words + (", diverged" if summary["diverged"] else "")

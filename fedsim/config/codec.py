@@ -110,7 +110,9 @@ def _expression(node: ast.expr, field: str) -> Any:
             return -number
         case ast.UnaryOp(ast.USub(), ast.Name("inf")):
             return float("-inf")
-    raise Invalid(f"{field} = {ast.unparse(node)!r}: allowed are values and names such as ALIE(z=1.5) or Chain(NNM, Median)")
+    raise Invalid(
+        f"{field} = {ast.unparse(node)!r}: allowed are values and names such as ALIE(z=1.5) or Chain(NNM, Median)"
+    )
 
 
 def _value(hint: Any, raw: Any, field: str, own: bool) -> Any:

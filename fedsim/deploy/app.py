@@ -24,6 +24,7 @@ from fedsim.flower.order import OWN_DATA
 from fedsim.flower.remote import Remote, Wire, discover
 from fedsim.link import journal
 from fedsim.machine.files import write_whole
+from fedsim.progress import figures
 from fedsim.record import Record
 from fedsim.result import Result
 from fedsim.runner import drive
@@ -90,9 +91,7 @@ def serve(
         for each in remote.set_aside:
             if each.round == round - 1:
                 journal.SET_ASIDE.labels(str(each.node)).inc()
-        shown = {name: metrics[name] for name in ("accuracy", "epsilon") if metrics.get(name) is not None}
-        told = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        log(INFO, "after round %d: %s", round, told)
+        log(INFO, "after round %d%s", round, figures(metrics))
 
     result = _stated(drive(fed, remote, record, report, EVERY_ROUND))
     missing = [

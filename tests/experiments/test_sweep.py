@@ -167,7 +167,12 @@ def test_a_full_disk_is_one_sentence_and_a_report_reads_what_is_there(tmp_path: 
     (tmp_path / "small.toml").write_text(SMALL.to_toml())
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     told = subprocess.run(
-        [sys.executable, "-c", FULL], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", FULL],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert told.returncode != 0
     assert "Traceback" not in told.stderr + told.stdout
