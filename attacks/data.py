@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsim.attacks.vector import own_of
 from fedsim.check import Count, Finite, Invalid, Natural, Share
-from fedsim.types import Attack, Batch, View, single
+from fedsim.types import Attack, Batch, Examples, View, single
 
 Value = Annotated[float, Gt(-inf), Lt(inf)]
 
@@ -34,8 +34,8 @@ class Backdoor(Attack):
     In each batch of b examples the first ceil(share * b) get the patch and the label. The patch is the lower right
     corner, `size` pixels wide and high, set to `value` (1.0 is white where pixels lie in [0, 1]); of inputs
     that are no pictures it is the last `size` features. `boost` multiplies the message (model replacement,
-    arXiv:1807.00459). The share of `trigger(test inputs)` that a model puts into `target` is the attack's
-    success.
+    arXiv:1807.00459). The record's `backdoor_success` is the share of test examples of other classes that the model
+    puts into `target` once they have the patch.
     """
 
     target: Natural = 0
@@ -61,6 +61,12 @@ class Backdoor(Attack):
         x, y = single(batch.x, "Backdoor").clone(), batch.y.masked_fill(some, self.target)
         x[some] = self.trigger(x[some])
         return replace(batch, x=x, y=y)
+
+    def triggered(self, test: Examples) -> Examples | None:
+        others = test.part(test.y != self.target)
+        if not len(others):
+            return None
+        return Examples(self.trigger(single(others.x, "Backdoor")), torch.full_like(others.y, self.target))
 
     def forge(self, view: View) -> Tensor:
         return self.boost * own_of(view)

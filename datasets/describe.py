@@ -12,13 +12,16 @@ __all__ = ["Heterogeneity", "counts", "heterogeneity", "table"]
 
 
 def counts(labels: NDArray[np.int64], shards: list[NDArray[np.int64]], classes: int) -> NDArray[np.int64]:
-    """Examples of each class at each client, (n, classes)."""
+    """Examples of each class at each client, (n, classes); (n, 1), of all, where examples are not of one class each."""
+    if not classes or labels.ndim > 1 or labels.dtype.kind not in "iu":
+        return np.array([[len(shard)] for shard in shards], np.int64)
     return np.stack([np.bincount(labels[shard], minlength=classes) for shard in shards])
 
 
 def table(labels: NDArray[np.int64], shards: list[NDArray[np.int64]], classes: int) -> pd.DataFrame:
     """`counts` as a frame: a row a client, a column a class, and the number of examples in all."""
     frame = pd.DataFrame(counts(labels, shards, classes))
+    frame = frame if frame.shape[1] > 1 or classes == 1 else frame.rename(columns={0: "all"})
     frame.index.name, frame.columns.name = "client", "class"
     frame["examples"] = frame.sum(axis=1)
     return frame

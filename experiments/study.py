@@ -22,7 +22,8 @@ class Tuning(Component):
     """A search over a grid for each cell, on a validation set held out of the training data.
 
     Every point of `grid` (dotted path -> texts) is run with each of `seeds`; the highest mean accuracy at the end
-    wins, among equals the first. Cells that differ in their seed alone share one search.
+    wins, or the lowest loss where labels are numbers, among equals the first. Cells that differ in their seed alone
+    share one search.
 
     `rungs`, such as ((100, 5), (500, 1)), is successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): all
     points run to round 100 of the real experiment, its noise and steps those of all rounds; the best 5 go on from

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.check import Invalid
 from fedsim.keys import Keys
+from fedsim.metrics import About
 from fedsim.spec import Experiment
 from fedsim.types import Dataset, Examples, Inputs, on_inputs
 
@@ -33,6 +35,31 @@ def deal(experiment: Experiment, dataset: Dataset, keys: Keys) -> list[Ids]:
     if experiment.privacy is not None and experiment.privacy.level != "central":
         _require_once(dealt, total, name)
     return [*dealt, *(np.zeros(0, np.int64) for _ in range(experiment.clients - owners))]
+
+
+def tested(dataset: Dataset, shards: list[Ids], honest: int) -> About:
+    """What the test examples have to do with those that were dealt."""
+    labels, held = dataset.train.y, [shard for shard in shards[:honest] if len(shard)]
+    shares = None
+    if dataset.classes and labels.dim() == 1 and not labels.is_floating_point():
+        who = np.repeat(np.arange(len(held)), [len(shard) for shard in held])
+        pairs = who * dataset.classes + labels.numpy()[np.concatenate(held)]
+        counts = np.bincount(pairs, minlength=len(held) * dataset.classes).reshape(len(held), -1)
+        shares = torch.from_numpy(counts / counts.sum(1, keepdims=True))
+    return About(dataset.test_groups, _holders(dataset, shards, honest), shares)
+
+
+def _holders(dataset: Dataset, shards: list[Ids], honest: int) -> Tensor | None:
+    """The honest client that holds the training examples of each test example's owner; None where several hold them."""
+    if dataset.groups is None or dataset.test_groups is None:
+        return None
+    owners, theirs = dataset.groups.numpy()[np.concatenate(shards)], dataset.test_groups
+    who = np.repeat(np.arange(len(shards)), [len(shard) for shard in shards])
+    holder = np.full(1 + int(max(owners.max(), theirs.max())), -1)
+    holder[owners] = who
+    if (holder[owners] != who).any():
+        return None
+    return torch.from_numpy(np.where(holder < honest, holder, -1))[theirs]
 
 
 def _indices(shard: object, client: int, total: int, name: str) -> Ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.check import Invalid
-from fedsim.dealing import deal, require_alike, require_finite
+from fedsim.dealing import deal, require_alike, require_finite, tested
 from fedsim.fetched import Steps
 from fedsim.gradients import ClientGradients, require_certain
 from fedsim.keys import SHARED, Keys, torch_seed, uniform
@@ -58,7 +59,7 @@ class Federation:
         order = torch.from_numpy(np.concatenate(self.shards))
         dealt = dataset.train.part(order)
         self.train = Examples(self._as_seen(dealt.x), dealt.y).to(device)
-        self.test, self.test_owners = dataset.test.to(device), dataset.test_groups
+        self.test, self.about = dataset.test.to(device), tested(dataset, self.shards, experiment.honest)
         self.classes = dataset.classes
         self.signature = Signature.of(dataset, experiment.task.loss)
         self.model, x0 = experiment.task.build(dataset, self.keys)
@@ -83,6 +84,12 @@ class Federation:
     def message_privacy(self) -> MessageDP | None:
         privacy = self.experiment.privacy
         return privacy if isinstance(privacy, MessageDP) else None
+
+    @cached_property
+    def triggered(self) -> Examples | None:
+        """The test examples as a backdoor's adversary shows them; None without one."""
+        attack = self.experiment.attack
+        return None if attack is None else attack.triggered(self.test)
 
     @property
     def mean_only(self) -> bool:

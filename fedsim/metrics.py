@@ -18,9 +18,10 @@ from fedsim.check import Component, Invalid
 from fedsim.layout import unflatten
 from fedsim.types import Examples, forward
 
-__all__ = ["RMSE", "Accuracy", "BitsPerToken", "ByOwner", "Confusion", "MacroF1", "Recall"]
+__all__ = ["RMSE", "Accuracy", "BitsPerToken", "ByClient", "ByOwner", "Confusion", "MacroF1", "Recall"]
 
 PIECE = 2000  # examples at a time
+LISTED = 50  # clients whose values are recorded one by one
 TAKEN = {
     "round",
     "accuracy",
@@ -32,13 +33,38 @@ TAKEN = {
     "honest_norm",
     "byzantine_weight",
     "weights",
+    "clipped",
+    "uplink_bits",
+    "downlink_bits",
+    "diverged",
+    "backdoor_success",
 }
 
 Value = float | list[Any]
 
 
+@dataclass(frozen=True)
+class About:
+    """What is known of N test examples beside their labels.
+
+    owners   (N,), whose each is
+    clients  (N,), the honest client that holds its owner's training examples, -1 where none does; None where an owner's
+             examples were dealt to several
+    shares   (h, C), of each class among the training examples of each honest client
+    """
+
+    owners: Tensor | None = None
+    clients: Tensor | None = None
+    shares: Tensor | None = None
+
+
 class Metric(Component):
-    """A value of outputs (N, ...) and labels y (N, ...) of all test examples."""
+    """A value of outputs (N, ...) and labels y (N, ...) of all test examples.
+
+    averages  it is a mean over examples
+    """
+
+    averages: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -48,7 +74,7 @@ class Metric(Component):
     @abstractmethod
     def __call__(self, outputs: Tensor, y: Tensor) -> Value: ...
 
-    def whole(self, outputs: Tensor, y: Tensor, owners: Tensor | None) -> dict[str, Value]:
+    def whole(self, outputs: Tensor, y: Tensor, about: About) -> dict[str, Value]:
         return {self.name: self(outputs, y)}
 
 
@@ -125,6 +151,8 @@ class BitsPerToken(Metric):
 class Accuracy(Metric):
     """The share of labels that are told right."""
 
+    averages: ClassVar[bool] = True
+
     @property
     def name(self) -> str:
         return "accuracy"
@@ -134,38 +162,83 @@ class Accuracy(Metric):
 
 
 @dataclass(frozen=True)
-class ByOwner(Metric):
-    """A metric by owner of the test examples: its mean over owners, worst, standard deviation and 10th percentile.
+class Parted(Metric):
+    """A metric of parts of the test examples: its mean over parts, worst, standard deviation and 10th percentile.
 
-    ByOwner(); worst is the least, or the most where `lower` is better (then the 90th percentile). With `Natural()` and
-    as many clients as owners these are the clients. Raises `Invalid` where the test examples have no owners.
+    worst is the least, or the most where `lower` is better (then the 90th percentile).
     """
 
     of: Metric = Accuracy()
     lower: bool = False
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Value:
-        raise NotImplementedError  # `whole` has the owners
+        raise NotImplementedError  # `whole` has the parts
 
-    def whole(self, outputs: Tensor, y: Tensor, owners: Tensor | None) -> dict[str, Value]:
-        if owners is None:
+    def _each(self, outputs: Tensor, y: Tensor, parts: Tensor, which: Tensor) -> Tensor:
+        """The metric (k,), float64, of the examples of each part of k."""
+        found = [self.of(outputs[parts == one], y[parts == one]) for one in which]
+        if any(isinstance(value, list) for value in found):
+            raise Invalid(
+                f"{type(self).__name__}.of = {type(self.of).__name__}: gives lists; must be a metric of one number"
+            )
+        return torch.tensor(found, dtype=torch.float64)
+
+    def _summary(self, values: Tensor, whose: str) -> dict[str, Value]:
+        name, tenth = f"{self.of.name}_{whose}", 0.9 if self.lower else 0.1
+        return {
+            f"{name}_mean": float(values.mean()),
+            f"{name}_worst": float(values.max() if self.lower else values.min()),
+            f"{name}_spread": float(values.std(correction=0)),
+            f"{name}_p{round(100 * tenth)}": float(values.quantile(tenth)),
+        }
+
+
+@dataclass(frozen=True)
+class ByOwner(Parted):
+    """A metric by owner of the test examples: its mean over owners, worst, standard deviation and 10th percentile.
+
+    ByOwner(); worst is the least, or the most where `lower` is better (then the 90th percentile). Raises `Invalid`
+    where the test examples have no owners.
+    """
+
+    def whole(self, outputs: Tensor, y: Tensor, about: About) -> dict[str, Value]:
+        if about.owners is None:
             raise Invalid(
                 "metrics: ByOwner needs a data set whose test examples have owners, by its field `owner`"
             )
-        parts = [torch.nonzero(owners == who)[:, 0] for who in owners.unique()]
-        found = [self.of(outputs[part], y[part]) for part in parts]
-        if any(isinstance(value, list) for value in found):
-            raise Invalid(
-                f"ByOwner.of = {type(self.of).__name__}: gives lists; must be a metric of one number"
-            )
-        values = torch.tensor(found, dtype=torch.float64)
-        name, tenth = self.of.name, 0.9 if self.lower else 0.1
-        return {
-            f"{name}_owners_mean": float(values.mean()),
-            f"{name}_owners_worst": float(values.max() if self.lower else values.min()),
-            f"{name}_owners_spread": float(values.std(correction=0)),
-            f"{name}_owners_p{round(100 * tenth)}": float(values.quantile(tenth)),
-        }
+        return self._summary(self._each(outputs, y, about.owners, about.owners.unique()), "owners")
+
+
+@dataclass(frozen=True)
+class ByClient(Parted):
+    """A metric by honest client: its mean over clients, worst, standard deviation and 10th percentile.
+
+    A client's test examples are those of the owners whose training examples it holds, where each owner's lie with one
+    client, as `Natural` deals them. Otherwise they are all, and those of class c weigh together what c is of the
+    client's training examples: sum_c share_c * metric(test examples of class c), for metrics that are means.
+    Of up to 50 clients each one's value is recorded, too. Raises `Invalid` where there are neither owners nor classes.
+    """
+
+    def whole(self, outputs: Tensor, y: Tensor, about: About) -> dict[str, Value]:
+        if about.clients is not None and (about.clients >= 0).any():
+            who = about.clients.unique()
+            values = self._each(outputs, y, about.clients, who[who >= 0])
+        else:
+            values = self._weighed(outputs, y, about.shares)
+        found = self._summary(values, "clients")
+        if len(values) <= LISTED:
+            found[f"{self.of.name}_clients"] = [round(value, 6) for value in values.tolist()]
+        return found
+
+    def _weighed(self, outputs: Tensor, y: Tensor, shares: Tensor | None) -> Tensor:
+        """The values (h,) from those of the classes; clients none of whose classes are tested are left out."""
+        if shares is None or not self.of.averages:
+            why = "one of Accuracy" if shares is not None else "examples with owners, or of one class each"
+            raise Invalid(f"metrics: ByClient({type(self.of).__name__}()) on this data set needs {why}")
+        which = y.unique()
+        own = shares[:, which]
+        own = own[own.sum(1) > 0]
+        return (own / own.sum(1, keepdim=True)) @ self._each(outputs, y, y, which)
 
 
 class Own(Metric):
@@ -199,7 +272,7 @@ def as_metric(value: Any) -> Any:
 
 @torch.no_grad()
 def measured(
-    metrics: Sequence[Metric], model: nn.Module, x: Tensor, examples: Examples, owners: Tensor | None
+    metrics: Sequence[Metric], model: nn.Module, x: Tensor, examples: Examples, about: About
 ) -> dict[str, Value]:
     """The metrics of a model at x (d,)."""
     if not metrics:
@@ -208,7 +281,7 @@ def measured(
     pieces = [examples.part(slice(start, start + PIECE)) for start in range(0, len(examples), PIECE)]
     outputs = torch.cat([forward(model, parameters, piece.x) for piece in pieces]).cpu()
     y = examples.y.cpu()
-    return {name: v for metric in metrics for name, v in metric.whole(outputs, y, owners).items()}
+    return {name: v for metric in metrics for name, v in metric.whole(outputs, y, about).items()}
 
 
 def _confusion(metric: Metric, outputs: Tensor, y: Tensor) -> Tensor:

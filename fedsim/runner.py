@@ -227,11 +227,14 @@ def _measure(live: Standing, fed: Federation, seen: Seen | None, before: Tensor 
     deviation: how far the aggregate lies from the honest mean. byzantine_weight: that of the Byzantine rows in it,
     where the rule can say (`influence`); their number over n for the plain mean, 0 where all were filtered. weights:
     of each client, where all took part and they are at most 50. clipped: the share of honest messages that the
-    method's clip of messages has shortened. simulated_seconds: on the experiment's clock. diverged: only where
-    `has_diverged`, and then true.
+    method's clip of messages has shortened. backdoor_success: the share of triggered test examples that are told as the
+    adversary wants. simulated_seconds: on the experiment's clock. diverged: only where `has_diverged`, and then true.
     """
     metrics: Metrics = {"round": live.round, **evaluate(fed.model, fed.loss, live.x(fed), fed.test)}
-    metrics |= measured(fed.experiment.task.metrics, fed.model, live.x(fed), fed.test, fed.test_owners)
+    metrics |= measured(fed.experiment.task.metrics, fed.model, live.x(fed), fed.test, fed.about)
+    if fed.triggered is not None:
+        shown = evaluate(fed.model, fed.loss, live.x(fed), fed.triggered)
+        metrics |= {"backdoor_success": shown["accuracy"]} if "accuracy" in shown else {}
     if seen:
         honest = weighted_mean(
             seen.rows[: seen.honest], None if seen.weights is None else seen.weights[: seen.honest]

@@ -327,6 +327,13 @@ class Attack(Component):
         """
         return self.forge(view), memory
 
+    def triggered(self, test: Examples) -> Examples | None:
+        """Test examples as the adversary would show them, with the labels that it wants them told; None: it wants none.
+
+        The accuracy on these is in the record as the attack's success, beside that on the others.
+        """
+        return None
+
     def poison(self, batch: Batch, classes: int) -> Batch:
         """The batch that Byzantine clients train on, of one client or of several."""
         return batch

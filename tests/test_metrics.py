@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,27 @@ import torch
 from sklearn import metrics as theirs
 from torch import Tensor
 
+from fedsim.attacks import Backdoor
 from fedsim.check import Invalid
 from fedsim.config import codec
 from fedsim.datasets.holdout import Holdout
 from fedsim.datasets.load import Arrays, Blobs
-from fedsim.datasets.split import IID
-from fedsim.losses import Squared
-from fedsim.metrics import RMSE, Accuracy, BitsPerToken, ByOwner, Confusion, MacroF1, Metric, Recall
+from fedsim.datasets.split import IID, Dirichlet, Indices, Natural
+from fedsim.dealing import deal
+from fedsim.keys import Keys
+from fedsim.losses import CrossEntropy, Squared
+from fedsim.metrics import (
+    RMSE,
+    About,
+    Accuracy,
+    BitsPerToken,
+    ByClient,
+    ByOwner,
+    Confusion,
+    MacroF1,
+    Metric,
+    Recall,
+)
 from fedsim.models import Logistic
 from fedsim.runner import run
 from fedsim.spec import Experiment
@@ -66,7 +81,7 @@ def test_of_classes_they_are_scikit_learn_s() -> None:
 def test_by_owner(lower: bool) -> None:
     owners = torch.arange(200) % 7
     each = [float((TOLD == Y)[owners == i].double().mean()) for i in range(7)]
-    found = ByOwner(lower=lower).whole(OUT, Y, owners)
+    found = ByOwner(lower=lower).whole(OUT, Y, About(owners))
     assert found == {
         "accuracy_owners_mean": pytest.approx(np.mean(each)),
         "accuracy_owners_worst": max(each) if lower else min(each),
@@ -75,9 +90,73 @@ def test_by_owner(lower: bool) -> None:
     }
 
 
+def clients_of(e: Experiment) -> tuple[list[float], dict[str, Any]]:
+    """The accuracy of each honest client by a plain look at its test examples, and what the record has."""
+    result, data = run(e), e.task.data.load()
+    shards = deal(e, data, Keys(e.seed, e.clients))
+    right = (result.predict(data.test.x) == data.test.y).double()
+    found = []
+    for shard in shards[: e.honest]:
+        if isinstance(e.split, Natural):
+            assert data.groups is not None
+            assert data.test_groups is not None
+            mine = torch.isin(data.test_groups, data.groups[shard])
+            weight = mine.double()
+        else:  # a test example of class c weighs what c is here, over how many of c there are
+            mine = data.train.y[shard]
+            weight = torch.tensor([float((mine == y).sum() / (data.test.y == y).sum()) for y in data.test.y])
+        found.append(float((weight * right).sum() / weight.sum()))
+    return found, result.frame.iloc[-1].to_dict()
+
+
+@pytest.mark.parametrize("split", [Natural(), Dirichlet(0.3), IID()])
+def test_by_client(split: Any) -> None:
+    e = experiment(ByClient(), split=split, clients=4, byzantine=1)
+    found, line = clients_of(e)
+    assert line["accuracy_clients"] == pytest.approx(found, abs=1e-5)
+    assert line["accuracy_clients_mean"] == pytest.approx(np.mean(found))
+    assert line["accuracy_clients_worst"] == pytest.approx(min(found))
+    assert line["accuracy_clients_spread"] == pytest.approx(np.std(found))
+    assert line["accuracy_clients_p10"] == pytest.approx(np.quantile(found, 0.1))
+
+
+def test_by_client_with_iid_shares_is_about_the_accuracy_and_names_what_it_needs() -> None:
+    even = Indices([[0, 1, 2, 3]] * 2)
+    y = np.arange(40) % 2
+    e = experiment(
+        ByClient(), data=Arrays(np.eye(40, 3), y, test=(np.eye(8, 3), y[:8])), split=even, clients=2
+    )
+    line = run(e).frame.iloc[-1]
+    assert line["accuracy_clients"] == pytest.approx([line["accuracy"]] * 2)
+    with pytest.raises(
+        Invalid, match=re.escape("ByClient(MacroF1()) on this data set needs one of Accuracy")
+    ):
+        run(experiment(ByClient(MacroF1()), split=IID()))
+    numbers = experiment(
+        ByClient(RMSE()), data=Arrays(np.eye(40, 3), y / 2), loss=Squared(), split=IID(), clients=2
+    )
+    with pytest.raises(Invalid, match="needs examples with owners, or of one class each"):
+        run(numbers)
+
+
+@pytest.mark.parametrize("engine", ["vector", "loop"])
+def test_the_success_of_a_backdoor_is_beside_the_accuracy(engine: str) -> None:
+    attack = Backdoor(target=1, size=1, value=5.0, boost=3.0)
+    e = experiment(clients=3, byzantine=1, attack=attack, rounds=4)
+    result, test = run(e, engine=engine), e.task.data.load().test
+    assert isinstance(test.x, Tensor)
+    shown = test.x[test.y == 0].clone()
+    shown[:, -1] = 5.0
+    share = float((result.predict(shown) == 1).double().mean())
+    assert result.frame["backdoor_success"].iloc[-1] == pytest.approx(share)
+    assert share > 0.5
+    assert "backdoor_success" not in run(experiment()).frame
+
+
 def experiment(*metrics: Any, **changes: Any) -> Experiment:
     x = np.random.default_rng(0).normal(size=(60, 3))
-    task = Task(Arrays(x, (x.sum(1) > 0).astype(int), owner=np.arange(60) % 4), Logistic(), metrics=metrics)
+    data = changes.pop("data", Arrays(x, (x.sum(1) > 0).astype(int), owner=np.arange(60) % 4))
+    task = Task(data, Logistic(), metrics=metrics, loss=changes.pop("loss", CrossEntropy()))
     fields: dict[str, Any] = {"clients": 3, "rounds": 2, "evaluate_every": 1, "split": IID(), **changes}
     return Experiment(task=task, method=FedSGD(0.1), rule=Mean(), **fields)
 

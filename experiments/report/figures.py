@@ -18,7 +18,8 @@ COLOURS = ("#0b6e4f", "#c1121f", "#3a6ea5", "#8a5a00", "#6a4c93", "#444444")
 
 
 def curves(results: Mapping[str, Result], path: Path, title: str) -> None:
-    """Accuracy over rounds for each run; below it, where there is privacy, the epsilon spent."""
+    """Accuracy over rounds for each run, or the loss where labels are numbers; below it the epsilon spent, if any."""
+    metric = "accuracy" if any("accuracy" in result.frame for result in results.values()) else "loss"
     private = any("epsilon" in result.frame for result in results.values())
     with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(7.2, 5.6 if private else 4.0), layout="constrained")
@@ -26,8 +27,13 @@ def curves(results: Mapping[str, Result], path: Path, title: str) -> None:
             2 if private else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 1.3] if private else None
         )
         for colour, (label, result) in zip(COLOURS * len(results), results.items(), strict=False):
-            _accuracy(axes[0, 0], result.frame, label, colour)
-        axes[0, 0].set(ylabel="test accuracy, %", ylim=(0, 102), title=title)
+            _line(axes[0, 0], result.frame, metric, label, colour)
+        shown = (
+            {"ylabel": "test accuracy, %", "ylim": (0, 102)}
+            if metric == "accuracy"
+            else {"ylabel": "test loss"}
+        )
+        axes[0, 0].set(**shown, title=title)
         axes[0, 0].legend(loc="center right", frameon=False)
         if private:
             _epsilon(axes[1, 0], results)
@@ -35,12 +41,13 @@ def curves(results: Mapping[str, Result], path: Path, title: str) -> None:
         _write(figure, path)
 
 
-def _accuracy(axes: Axes, frame: pd.DataFrame, label: str, colour: str) -> None:
+def _line(axes: Axes, frame: pd.DataFrame, metric: str, label: str, colour: str) -> None:
+    scale, form = (100, ".1%") if metric == "accuracy" else (1, ".4g")
     axes.plot(
         frame["round"],
-        100 * frame["accuracy"],
+        scale * frame[metric],
         color=colour,
-        label=f"{label}: {frame['accuracy'].iloc[-1]:.1%}",
+        label=f"{label}: {frame[metric].iloc[-1]:{form}}",
     )
 
 

@@ -66,8 +66,9 @@ class Plot:
                 part.get_gid(): part for axes in self.figure.axes for part in (*axes.lines, *axes.collections)
             }
             legend = self.figure.legend(
-                [parts[line] for line, _, _ in self.lines], [label for _, label, _ in self.lines],
-                loc="outside lower left", fontsize=8, frameon=False, labelcolor=INK, ncols=2,
+                [parts[line] for line, _, _ in self.lines], [short(label, 60) for _, label, _ in self.lines],
+                loc="outside lower left", fontsize=8, frameon=False, labelcolor=INK,
+                ncols=1 if any(len(label) > 40 for _, label, _ in self.lines) else 2,
             )  # fmt: skip
             legend.set_gid("legend")
 
@@ -112,7 +113,9 @@ def look(number: int) -> dict[str, Any]:
     }
 
 
-def over_rounds(name: str, lines: list[tuple[str, pd.DataFrame]], metric: str, label: str) -> Plot:
+def over_rounds(
+    name: str, lines: list[tuple[str, pd.DataFrame]], metric: str, label: str, log: bool = True
+) -> Plot:
     """A metric over rounds: the mean over seeds, in a band from the lowest to the highest."""
     with inked():
         figure, (axes,) = canvas()
@@ -131,7 +134,7 @@ def over_rounds(name: str, lines: list[tuple[str, pd.DataFrame]], metric: str, l
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if metric == "accuracy":
             _percent([axes], [runs["accuracy"] for _, runs in lines])
-        elif all((runs[metric].dropna() > 0).all() for _, runs in lines):
+        elif log and all((runs[metric].dropna() > 0).all() for _, runs in lines):
             axes.set_yscale("log")
             _plain(axes.yaxis)
         return plot
@@ -225,6 +228,26 @@ def heat(name: str, table: pd.DataFrame, rows: str, columns: str, label: str) ->
         axes.set(xlabel=columns, ylabel=rows)
         axes.set_title(label, fontsize=9, loc="left", color=MUTED)
         return Plot(name, figure)
+
+
+def by_class(name: str, table: pd.DataFrame, label: str) -> Plot:
+    """Shares by setting (row) and class (column), in %."""
+    return heat(name, 100 * table, "", "class", label)
+
+
+def ordered(name: str, table: pd.DataFrame, label: str) -> Plot:
+    """The values of the clients (columns) of each setting (row), in order: how far apart the best and the worst are."""
+    with inked():
+        figure, (axes,) = canvas()
+        plot = Plot(name, figure)
+        for number, (title, row) in enumerate(table.iterrows()):
+            values = np.sort(row.dropna().to_numpy(float))
+            gid, style = f"s-{name}-{number}", look(number)
+            axes.plot(np.arange(1, len(values) + 1), values, gid=gid, linewidth=1.8, **style)
+            plot.lines.append((gid, str(title), style["color"]))
+        axes.set(xlabel="clients, in order", ylabel=label.replace("_", " "))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        return plot
 
 
 def surface(name: str, tables: Mapping[tuple[str, str], pd.DataFrame]) -> Plot:
@@ -341,6 +364,6 @@ def split(name: str, counts: pd.DataFrame, title: str = "") -> Plot:
         return Plot(name, figure)
 
 
-def short(value: object) -> str:
+def short(value: object, most: int = 26) -> str:
     text = str(value)
-    return text if len(text) <= 26 else text[:25] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pandas as pd
 
 from fedsim.experiments.load import expression
-from fedsim.experiments.report import plots, sections
+from fedsim.experiments.report import measured, plots, sections
 from fedsim.experiments.report.plots import Plot
 from fedsim.experiments.report.results import Results
 from fedsim.experiments.report.sections import Section
@@ -64,7 +64,7 @@ def report(
         tell(line)
     out = out or folder / "report"
     tell(f"{len(results.runs)} runs are read; their figures are made")
-    found = [section for make in sections.ALL if (section := make(results))]
+    found = [section for make in (*sections.ALL, measured.metrics) if (section := make(results))]
     content: dict[str, bytes] = {}
     drawn: dict[str, str] = {}
     titled = list(_titled(found))
@@ -110,12 +110,12 @@ def html(
         _settings(results),
         _privacy(results),
         _notes(results),
-        _section_table(table, results.scored),
+        _section_table(table, results),
         *(_section(s, results, drawn, beside) for s in found),
     ]
     return template.substitute(
         title=escape(results.folder.absolute().name),
-        lead="Test accuracy; means over seeds, bands from the lowest to the highest.",
+        lead=f"Test {results.metric}; means over seeds, bands from the lowest to the highest.",
         body="\n".join(body),
         footer=f"Made by <code>fedsim report {escape(str(results.folder))}</code> from the records there; "
         "each record's manifest.json holds its whole definition and the versions in use.",
@@ -136,7 +136,7 @@ def _settings(results: Results) -> str:
     """What all runs have in common: data, model, method, split, clients."""
     told = []
     for name in SETTINGS:
-        values = list(results.frame[name].astype(str).unique()) if name in results.frame else []
+        values = list(results.frame[name].dropna().astype(str).unique()) if name in results.frame else []
         if name not in results.axes and len(values) == 1:
             told.append(f"{name.removeprefix('task.')} <code>{escape(values[0])}</code>")
     return f'<p class="settings">In all runs: {", ".join(told)}.</p>' if told else ""
@@ -258,13 +258,16 @@ def inline(plot: Plot, svg: str) -> str:
     return re.sub(r"\n\s*", "\n", svg)
 
 
-def _section_table(table: pd.DataFrame, scored: str) -> str:
+def _section_table(table: pd.DataFrame, results: Results) -> str:
+    title = (
+        f"Accuracy</h2><p>In %, {escape(results.scored)}" if results.of_classes else "Loss</h2><p>At the end"
+    )
     heads = "".join(
         f'<th tabindex="0" class="{_kind(table[c])}">{escape(str(c))}</th>' for c in table if c != "std"
     )
     rows = "\n".join(f"<tr>{''.join(_cells(table, row))}</tr>" for row in range(len(table)))
     return (
-        f"<section><h2>Accuracy</h2><p>In %, {escape(scored)}: mean ± standard deviation over seeds. A click on "
+        f"<section><h2>{title}: mean ± standard deviation over seeds. A click on "
         'a head sorts. Also as <a href="table.csv">CSV</a> and <a href="table.tex">LaTeX</a>.</p>'
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table></div></section>'
     )
@@ -284,9 +287,11 @@ def shown(table: pd.DataFrame, column: str, row: int) -> str:
     value = table[column].iloc[row]
     if pd.isna(value):
         return ""
-    if column == "accuracy":
-        spread = table["std"].iloc[row]
-        return f"{value:.2f}" + (f" ± {spread:.2f}" if pd.notna(spread) else "")
+    if (
+        column == table.columns[list(table.columns).index("std") - 1]
+    ):  # the mean that stands before its deviation
+        form, spread = ".2f" if column == "accuracy" else ".4g", table["std"].iloc[row]
+        return f"{value:{form}}" + (f" ± {spread:{form}}" if pd.notna(spread) else "")
     if column == "difference":
         return f"{value:+.2f}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

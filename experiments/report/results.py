@@ -43,6 +43,8 @@ class Results:
         if damaged and not found:
             raise damaged[0]
         frame = framed(folder, found)
+        if "accuracy" not in frame:  # labels are numbers
+            frame["accuracy"] = nan
         candidates = [name for name in about.get("axes", FIELDS) if name in frame and name != "seed"]
         axes = tuple(name for name in candidates if frame[name].nunique(dropna=False) > 1)
         for axis in axes:
@@ -68,6 +70,15 @@ class Results:
             case "last 5":
                 return last.assign(accuracy=runs["accuracy"].transform(lambda values: values.tail(5).mean()))
         return last
+
+    @cached_property
+    def of_classes(self) -> bool:
+        """Whether runs have an accuracy; where labels are numbers, the loss is what they came to."""
+        return bool(self.frame["accuracy"].notna().any())
+
+    @property
+    def metric(self) -> str:
+        return "accuracy" if self.of_classes else "loss"
 
     @cached_property
     def line_axis(self) -> str | None:
@@ -106,19 +117,29 @@ class Results:
                 yield (f"{axis} {value}" if isinstance(same(value), float) else str(value)), runs
 
     def table(self) -> pd.DataFrame:
-        """A row a cell: the axes, accuracy in % (mean and sample standard deviation over seeds), what was spent."""
+        """A row a cell: the axes, accuracy in % (mean and sample standard deviation over seeds), what was spent.
+
+        Where labels are numbers the loss in place of accuracy.
+        """
         keys = list(self.axes)  # without any, the runs are one experiment but for their seed
         groups = self.final.groupby(keys or (lambda row: 0), sort=False, dropna=False)
-        accuracy, seeds = 100 * groups["accuracy"].mean(), groups["seed"].nunique()
-        table = pd.DataFrame({"accuracy": accuracy, "std": 100 * groups["accuracy"].std(), "seeds": seeds})
+        metric, scale = self.metric, 100 if self.of_classes else 1
+        mean, std, seeds = (
+            scale * groups[metric].mean(),
+            scale * groups[metric].std(),
+            groups["seed"].nunique(),
+        )
+        table = pd.DataFrame({metric: mean, "std": std, "seeds": seeds})
         for name in ("epsilon", "privacy.epsilon", "loss", "seconds"):
+            if name in table:
+                continue
             if name in self.final and name not in keys and self.final[name].notna().any():
                 title = {"epsilon": "accounted epsilon", "privacy.epsilon": "asked epsilon"}.get(name, name)
                 table[title] = groups[name].mean().astype(float)
         for path in self.tuned:
             if path in self.final and path not in keys:
                 table[path] = groups[path].first()
-        if self.study.get("reported"):
+        if self.study.get("reported") and self.of_classes:
             table["reported"] = [100 * self._reported(runs) for _, runs in groups]
             table["difference"] = table["accuracy"] - table["reported"]
         return table.reset_index() if keys else table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -52,9 +52,11 @@ def missing(results: Results) -> int:
 
 
 def rounds(results: Results) -> Section:
-    figures = [_over_rounds(results, "accuracy", "test accuracy, %", "Accuracy")]
+    figures = []
+    if results.of_classes:
+        figures.append(over_rounds(results, "accuracy", "test accuracy, %", "Accuracy"))
     if results.frame["loss"].notna().any():
-        figures.append(_over_rounds(results, "loss", "test loss", "Loss"))
+        figures.append(over_rounds(results, "loss", "test loss", "Loss"))
     return Section("Over rounds", "Each line is the mean over seeds.", figures)
 
 
@@ -88,7 +90,7 @@ def diagnostics(results: Results) -> Section | None:
     }
     if not known:
         return None
-    figures = [_over_rounds(results, metric, label, title) for metric, (label, title) in known.items()]
+    figures = [over_rounds(results, metric, label, title) for metric, (label, title) in known.items()]
     if "weights" in results.frame and results.frame["weights"].notna().any():
         figures.append(_weights(results))
     return Section(
@@ -99,7 +101,12 @@ def diagnostics(results: Results) -> Section | None:
 def privacy(results: Results) -> Section | None:
     """Accuracy against epsilon, where runs differ in it."""
     axis = next((a for a in results.axes if _decides(results, a, "privacy.epsilon")), None)
-    if axis is None or "epsilon" not in results.final or results.final["epsilon"].isna().all():
+    if (
+        not results.of_classes
+        or axis is None
+        or "epsilon" not in results.final
+        or results.final["epsilon"].isna().all()
+    ):
         return None
     line = next((a for a in (results.line_axis, *results.axes) if a and a != axis), None)
     parts = dict[str, Plot]()
@@ -117,7 +124,7 @@ def surface(results: Results) -> Section | None:
     """Privacy, robustness and heterogeneity in one figure, in the worst case over attacks."""
     f, split = results.axis("byzantine", "f"), results.axis("split")
     epsilon = next((a for a in results.axes if _decides(results, a, "privacy.epsilon")), None)
-    if f is None or split is None or epsilon is None:
+    if not results.of_classes or f is None or split is None or epsilon is None:
         return None
     down = next((a for a in (results.axis("method"), results.axis("rule")) if a), None)
     over = [axis for axis in results.axes if axis not in (down, f, split, epsilon)]
@@ -143,6 +150,8 @@ def robustness(results: Results) -> Section | None:
     attack, rule = results.axis("attack"), results.axis("rule")
     f, split = results.axis("byzantine", "f"), results.axis("split")
     figures = []
+    if not results.of_classes:
+        return None
     if attack and (rule or results.axis("method")):
         rows = rule or results.axis("method")
         figures.append(_heat(results, "attack-rule", rows, attack, None))
@@ -151,8 +160,10 @@ def robustness(results: Results) -> Section | None:
     return Section("Robustness", "Mean accuracy in %, over seeds.", figures) if figures else None
 
 
-def cost(results: Results) -> Section:
+def cost(results: Results) -> Section | None:
     """Accuracy against seconds and bytes that messages and models take on the wire."""
+    if not results.of_classes:
+        return None
     final = results.final.assign(megabytes=_megabytes(results))
     plot = plots.cost("cost", list(results.lines(final, results.line_axis)))
     caption = (
@@ -206,9 +217,9 @@ ALL: tuple[Callable[[Results], Section | None], ...] = (
 
 
 # ---------------------------------------------------------------- parts
-def _over_rounds(results: Results, metric: str, label: str, title: str) -> Figure:
+def over_rounds(results: Results, metric: str, label: str, title: str, log: bool = True) -> Figure:
     """A metric over rounds."""
-    return _over(results, metric, metric, label, title, plots.over_rounds)
+    return _over(results, metric, metric, label, title, partial(plots.over_rounds, log=log))
 
 
 def _over(results: Results, metric: str, name: str, label: str, title: str, plot: Drawn) -> Figure:

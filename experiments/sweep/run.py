@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -91,7 +92,7 @@ class Sweep:
             trials = [trial for search in found for trial in search.trials]
             stage = f"tuning to round {end}" if end else "tuning"
             self._run(stage, trials, folder, outcome, end)
-            scores = {trial.fingerprint: accuracy(folder / trial.fingerprint, end) for trial in trials}
+            scores = {trial.fingerprint: score(folder / trial.fingerprint, end) for trial in trials}
             found = [search.halved(scores, end, keep) for search in found]
             left = {trial.fingerprint for search in found for trial in search.trials}
             for name in scores.keys() - (left if keep > 1 else set()):
@@ -155,12 +156,18 @@ def finished(folder: Path, until: int | None = None) -> bool:
     )
 
 
-def accuracy(folder: Path, until: int | None = None) -> float | None:
-    """The accuracy at a record's end, or at a round that is evaluated; None where it did not come so far."""
+def score(folder: Path, until: int | None = None) -> float | None:
+    """The accuracy at a record's end, or at a round that is evaluated; None where it did not come so far.
+
+    Where labels are numbers, minus the loss; of a loss that is not finite minus infinity.
+    """
     if not finished(folder, until):
         return None
     lines = Record(folder, folder.name).metrics()
-    return float([line for line in lines if until is None or line["round"] <= until][-1]["accuracy"])
+    last = [line for line in lines if until is None or line["round"] <= until][-1]
+    if "accuracy" in last:
+        return float(last["accuracy"])
+    return -math.inf if last["loss"] is None else -float(last["loss"])
 
 
 def at_once(device: str) -> int:

@@ -15,7 +15,9 @@ from fedsim.experiments.study import Cell, Failure, Tuning
 from fedsim.spec import Experiment
 
 Point = Mapping[str, str]
-Scores = Mapping[str, float | None]  # fingerprint of a trial -> its accuracy as far as it was to run
+Scores = Mapping[
+    str, float | None
+]  # fingerprint of a trial -> what it came to as far as it was to run, more is better
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Search:
         ranked = [(mean, each) for mean, each in zip(means, self.points, strict=True) if mean is not None]
         ranked.sort(key=lambda pair: -pair[0])  # among equals the first
         rows = [
-            {"point": dict(point), "round": until or trials[0].rounds, "accuracy": mean}
+            {"point": dict(point), "round": until or trials[0].rounds, "score": mean}
             for mean, (point, trials) in zip(means, self.points, strict=True)
         ]
         best = [each for _, each in ranked[:keep]]

@@ -171,7 +171,7 @@ def work(job: Job, tell: Callable[[Word], None]) -> None:
             said = time.monotonic()
             tell(("round", at, metrics, ""))
         if job.rounds <= at < job.experiment.rounds:
-            raise Reached(at, metrics["accuracy"])
+            raise Reached(at, metrics.get("accuracy"))
 
     note = job.folder / FAILURE
     try:
@@ -187,7 +187,7 @@ def work(job: Job, tell: Callable[[Word], None]) -> None:
                 dataset=loaded(job.experiment.task.data),
             )
             forget(job.folder)
-            at, accuracy = result.summary["rounds"], result.accuracy
+            at, accuracy = result.summary["rounds"], result.summary["accuracy"]
         except Reached as reached:
             at, accuracy = reached.args
         note.unlink(missing_ok=True)

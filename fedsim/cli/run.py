@@ -206,6 +206,8 @@ def _show_split(of: str, changes: Sequence[str], seed: int | None, out: Path | N
     path = out or Path(f"split-{experiment.fingerprint}.png")
     figures.split(counts.drop(columns="examples"), path, title=f"fedsim show split {of}")
     measured = heterogeneity(labels, shards, dataset.classes)
+    if measured.entropy.max() == 0 and counts.shape[1] == 2:  # no classes, of one example each
+        return f"{counts.to_string()}\nimbalance of sizes {measured.imbalance:.3f}\npicture  {path}"
     return (
         f"{counts.to_string()}\n"
         f"entropy of labels {measured.entropy.mean():.3f} bits a client (of {math.log2(dataset.classes):.3f}), "

@@ -315,7 +315,7 @@ def test_tuning_never_sees_the_test_set(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "tuning.json").read_text())
     assert len(report) == 1
     assert report[0]["chosen"] == {"method.lr": "0.5"}
-    scores = {row["point"]["method.lr"]: row["accuracy"] for row in report[0]["tried"]}
+    scores = {row["point"]["method.lr"]: row["score"] for row in report[0]["tried"]}
     trials = load(tmp_path / "tuning")
     best = trials[trials["method.lr"] == 0.5]
     assert scores["0.5"] == pytest.approx(best["accuracy"].mean())
@@ -342,7 +342,7 @@ def test_halving_goes_on_from_checkpoints_of_the_real_experiment(tmp_path: Path)
     left = list(grid["method.lr"])
     for end, keep in ((4, 3), (12, 2), (20, 1)):
         rows = [row for row in found["tried"] if row["round"] == end]
-        assert {row["point"]["method.lr"]: row["accuracy"] for row in rows} == {
+        assert {row["point"]["method.lr"]: row["score"] for row in rows} == {
             lr: table[lr, end] for lr in left
         }
         left = sorted(left, key=lambda lr: -table[lr, end])[:keep]
