@@ -66,6 +66,7 @@ class Federation:
         self.model.to(device)
         self.x0, self.layout = x0.to(device), Layout.of(self.model)
         self.width = experiment.method.width(self.layout.trained)  # of a message
+        self.rule = experiment.rule.on(self.layout.trained, self.width)
         self.loss = experiment.task.loss
         self.gradients = ClientGradients(self.model, loss=self.loss)
         few = self.train.part(slice(0, 4))

@@ -155,7 +155,7 @@ class Server:
     @classmethod
     def start(cls, fed: Federation) -> Server:
         experiment, row = fed.experiment, fed.x0.new_zeros(fed.width)
-        rule = experiment.rule
+        rule = fed.rule
         recall = rule.start(experiment.clients, row) if isinstance(rule, MemoryRule) else {}
         return cls(experiment.method.server_init(fed.x0, experiment.clients), None, {}, recall)
 
@@ -195,7 +195,7 @@ def finish(fed: Federation, server: Server, messages: Messages, ids: Ids, round:
     honest = experiment.honest if method.server_memory else len(ids) - stage.f
     topology, remembered = _topology(fed, ids, round), _remembered(fed, server, ids, f)
     target = Target(
-        experiment.rule,
+        fed.rule,
         f,
         server.previous,
         lambda last: stage.join(last)[1],
@@ -210,7 +210,7 @@ def finish(fed: Federation, server: Server, messages: Messages, ids: Ids, round:
     state, seen = stage.last(forged)
     if topology is not None:
         generator = torch.Generator(fed.device).manual_seed(target.seed)
-        models = experiment.rule.each(seen, f, topology, generator=generator)
+        models = fed.rule.each(seen, f, topology, generator=generator)
         there = torch.from_numpy(ids).to(fed.device)  # the others stay where they are
         moved, shown = server.x.index_copy(0, there, models), models[:honest].mean(0)
         after = method.step(state, moved, AtServer(fed, round))
@@ -218,7 +218,7 @@ def finish(fed: Federation, server: Server, messages: Messages, ids: Ids, round:
     now = None if remembered is None else remembered(seen)
     generator = torch.Generator(fed.device).manual_seed(target.seed)
     aggregate = target.aggregate(seen) if now is None else now.answer(generator)
-    _require(experiment.rule, aggregate, tuple(seen.shape[1:]), seen)
+    _require(fed.rule, aggregate, tuple(seen.shape[1:]), seen)
     aggregate = fed.published(aggregate, len(ids) if messages.mean_only else len(seen), round)
     after = method.step(state, aggregate, AtServer(fed, round))
     what = Seen(seen, honest, aggregate, target.weights, clipped, now)
@@ -246,7 +246,7 @@ def _clipped(fed: Federation, messages: Messages, ids: Ids) -> float | None:
 
 def _remembered(fed: Federation, server: Server, ids: Ids, f: int) -> Callable[[Tensor], Recalled] | None:
     """What a rule that remembers makes of the rows that it sees; None for any other."""
-    rule, method = fed.experiment.rule, fed.experiment.method
+    rule, method = fed.rule, fed.experiment.method
     if not isinstance(rule, MemoryRule):
         return None
     who = torch.from_numpy(np.arange(fed.experiment.clients) if method.server_memory else ids).to(fed.device)
@@ -312,7 +312,7 @@ def _defined(fed: Federation, ids: Ids, round: int) -> bool:
     rows = [experiment.clients if method.server_memory else len(ids)]
     try:
         for n in rows if topology is None else set(topology.sum(1).tolist()):
-            experiment.rule.require(n, experiment.f_round)
+            fed.rule.require(n, experiment.f_round)
     except Invalid:
         return False
     return True

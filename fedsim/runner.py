@@ -282,7 +282,7 @@ def _diverged(lines: list[Metrics]) -> list[str]:
 
 
 def _weights(fed: Federation, seen: Seen, before: Tensor | None, round: int) -> Metrics:
-    rule = fed.experiment.rule
+    rule = fed.rule
     if not fed.experiment.byzantine or fed.experiment.method.peer:
         return {}
     generator = torch.Generator(fed.device).manual_seed(fed.rule_seed(round))

@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from fedsim.check import Component, Invalid
+from fedsim.layout import Layout
 
 State = dict[str, Tensor]
 Knowledge = Literal["own", "honest", "rule"]
@@ -194,6 +195,10 @@ class Rule(Component):
         self, rows: Tensor, f: int = 0, *, previous: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
         """Aggregate; `previous` (d,) is the last answer (None at first: zero), `generator` feeds random rules."""
+
+    def on(self, layout: Layout, width: int) -> Rule:
+        """The rule where the layers of messages of so many numbers are known; `layout` has those of x."""
+        return self
 
     def each(self, rows: Tensor, f: int, topology: Tensor, *, generator: Generator | None = None) -> Tensor:
         """The answers (n, d) of n nodes, of which node i has the rows j with topology[i, j]: (n, n) bool."""

@@ -5,8 +5,13 @@ from fedsim.strategies.methods.adam import Adam
 from fedsim.strategies.methods.clip21 import ByzClip21SGD2M, ByzClip21SGD2MPlus, Clip21SGD2M
 from fedsim.strategies.methods.differences import DIANA, MARINA
 from fedsim.strategies.methods.dshb import ByzClipSGD, SafeDSHB
-from fedsim.strategies.methods.ef21 import EF14, EF21, EControl
+from fedsim.strategies.methods.ef21 import EF14, EF21, EControl, EF21Muon
+from fedsim.strategies.methods.fedmuon import FedMuon
+from fedsim.strategies.methods.jaguar import JaguarMuon, JaguarSignSGD
 from fedsim.strategies.methods.monna import MoNNA
+from fedsim.strategies.methods.muon import ClientMuon, Muon, SignMuon
+from fedsim.strategies.methods.scion import DropMuon, Gluon, Scion
+from fedsim.strategies.methods.servers import FRUGAL, NGNM, SWAN, DiffGrad, SGDSaI
 from fedsim.strategies.methods.sgd import FedAvg, FedSGD, HeavyBall
 from fedsim.strategies.methods.signsgd import HeavyTailSign, SignSGD, Signum
 from fedsim.strategies.methods.votes import SSDM, SSVRMV, DVRSign, StochasticVote
@@ -14,6 +19,7 @@ from fedsim.strategies.rules.coordinate import MeanAroundMedian, Median, Phocas,
 from fedsim.strategies.rules.diameter import MDA
 from fedsim.strategies.rules.geometric import RFA, CenteredClipping, GeometricMedian
 from fedsim.strategies.rules.krum import Bulyan, Krum, MultiKrum
+from fedsim.strategies.rules.layers import PerLayer
 from fedsim.strategies.rules.mixers import ARC, Bucketing, Clipping
 from fedsim.strategies.rules.neighbours import NNA, NNM
 from fedsim.strategies.rules.noisy import NoisyMajorityVote, NoisyMedian
@@ -29,14 +35,17 @@ __all__ = [
     "DIANA",
     "EF14",
     "EF21",
+    "FRUGAL",
     "MARINA",
     "MDA",
+    "NGNM",
     "NNA",
     "NNM",
     "RFA",
     "SMEA",
     "SSDM",
     "SSVRMV",
+    "SWAN",
     "Adam",
     "Bucketing",
     "Bulyan",
@@ -45,18 +54,26 @@ __all__ = [
     "ByzClipSGD",
     "CenteredClipping",
     "Chain",
+    "ClientMuon",
     "Clip21SGD2M",
     "Clipping",
     "DVRSign",
+    "DiffGrad",
+    "DropMuon",
     "EControl",
+    "EF21Muon",
     "FLDetector",
     "FLTrust",
     "FedAvg",
+    "FedMuon",
     "FedSGD",
     "FoolsGold",
     "GeometricMedian",
+    "Gluon",
     "HeavyBall",
     "HeavyTailSign",
+    "JaguarMuon",
+    "JaguarSignSGD",
     "Krum",
     "MajorityVote",
     "Mean",
@@ -64,10 +81,15 @@ __all__ = [
     "Median",
     "MoNNA",
     "MultiKrum",
+    "Muon",
     "NoisyMajorityVote",
     "NoisyMedian",
+    "PerLayer",
     "Phocas",
+    "SGDSaI",
     "SafeDSHB",
+    "Scion",
+    "SignMuon",
     "SignSGD",
     "Signum",
     "StochasticVote",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedsim.check import Momentum, NonNegative
 from fedsim.method import Env
+from fedsim.strategies.methods.optimizer import adam, begun
 from fedsim.strategies.methods.sgd import FedSGD
 from fedsim.types import Batch, State
 
@@ -26,10 +27,7 @@ class Adam(FedSGD):
     epsilon: NonNegative = 1e-8
 
     def client_init(self, x: Tensor) -> State:
-        return {"m": x.new_zeros(x.shape), "v": x.new_zeros(x.shape), "t": x.new_zeros(1)}
+        return begun(x)
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        g, t = env.first_gradient(), state["t"] + 1
-        m, v = state["m"].lerp(g, 1 - self.b1), state["v"].lerp(g * g, 1 - self.b2)
-        scale = (v / (1 - self.b2**t)).sqrt() + self.epsilon
-        return {"m": m, "v": v, "t": t}, m / (1 - self.b1**t) / scale
+        return adam(state, env.first_gradient(), self.b1, self.b2, self.epsilon)

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from fedsim.check import ClipNorm, Component, Share
 from fedsim.layout import Layout, clip_, norms
-from fedsim.messages import Compressor, TopK
+from fedsim.messages import ByLayer, Compressor, TopK
 from fedsim.method import Env, Method, ServerEnv
 from fedsim.schedule import Rate, rate
 from fedsim.strategies.methods.estimators import Estimator, LastGradient, Polyak
+from fedsim.strategies.oracles import Norms
 from fedsim.types import Batch, State
 
-__all__ = ["Normalized", "Plain"]
+__all__ = ["LMO", "Normalized", "Plain"]
 
 
 # ---------------------------------------------------------------- how the server moves
@@ -55,6 +56,17 @@ class Normalized(Move):
         if self.by_layer:
             return step * torch.cat([_unit(part) for part in g.split(layout.sizes, -1)], -1)
         return step * _unit(g)
+
+
+@dataclass(frozen=True)
+class LMO(Move):
+    """-lr LMO_l(g_l) for each layer l, in the norm of its role: Muon's, Scion's, Gluon's step, with radii by name."""
+
+    lr: Rate = 0.02
+    norms: Norms = Norms()
+
+    def move(self, g: Tensor, layout: Layout, round: int) -> Tensor:
+        return rate(self.lr, round) * self.norms.direction(g, layout)
 
 
 def _unit(g: Tensor) -> Tensor:
@@ -154,6 +166,21 @@ class EControl(EF21):
         c = env.compress(env.noisy(clip_(torch.add(v - state["g"], state["e"], alpha=self.eta), self.tau)))
         g = state["g"] + c
         return {**mine, "g": g, "e": state["e"] + v - g}, c
+
+
+@dataclass(frozen=True)
+class EF21Muon(EF21):
+    """EF21-Muon (arXiv:2510.00643): each layer by an oracle, both ways compressed layer by layer.
+
+    client  m_i <- (1 - eta) m_i + eta grad f_i(w);  c_i = C(m_i - g_i);  g_i <- g_i + c_i;  sends c_i
+    server  g_i <- g_i + c_i;  x_l <- x_l + lr LMO_l(RAgg(g_1 .. g_n)_l);  sends s = D(x - w);  w <- w + s
+    EF21 with other parts: x is what is evaluated, w what clients hold, the rule the mean in the paper. Here m_i = g_i
+    = 0 at first; the paper starts from a gradient of each.
+    """
+
+    up: Compressor = ByLayer(TopK(0.1))
+    move: Move = LMO()
+    down: Compressor | None = ByLayer(TopK(0.1))
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from fedsim.strategies import (
     MultiKrum,
     NoisyMajorityVote,
     NoisyMedian,
+    PerLayer,
     Phocas,
     TrimmedMean,
 )
@@ -139,6 +140,7 @@ TABLE = [
         PLAIN,
     ),
     Claim(Chain(ARC(), Median()), chain(oracle.arc, oracle.median), (SHIFT, MEAN)),
+    Claim(PerLayer(Chain(NNM(), Median())), chain(oracle.nnm, oracle.median)),  # all is one layer
     Claim(NNM(), oracle.nnm, (ORDER, MEAN, FIXED)),
     Claim(Clipping(1.5), oracle.clipping, (ORDER, SHIFT, SCALE, MEAN, FIXED)),
     Claim(ARC(), oracle.arc, (ORDER, SHIFT, MEAN, FIXED)),
