@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,18 @@ def assembled(
         numbers = whole.y.is_floating_point() or test.y.is_floating_point()
         classes = 0 if numbers else 1 + max(int(part.y.max()) for part in (whole, test) if len(part))
     return Dataset(whole, test, classes, *groups)
+
+
+def downloaded(source: Callable[..., Any], root: Path) -> None:
+    """torchvision's own download, put into place file by file once it is whole; nothing where `root` has the
+    set.
+    """
+    try:
+        source(root)
+    except RuntimeError:
+        with tempfile.TemporaryDirectory(dir=".", prefix="data-") as part:
+            source(part, download=True)
+            for file in (found for found in Path(part).rglob("*") if found.is_file()):
+                place = root / file.relative_to(part)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(place)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gzip
 import os
-import tempfile
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
@@ -19,11 +17,12 @@ from torch import Tensor
 
 from fedsim.check import Count, Invalid, Natural, NonNegative
 from fedsim.datasets.arrays import Arrays, Npz
-from fedsim.datasets.files import data_root
+from fedsim.datasets.files import data_root, downloaded
 from fedsim.datasets.holdout import Holdout
 from fedsim.datasets.hub import HuggingFace
 from fedsim.datasets.leaf import FEMNIST
 from fedsim.datasets.pickled import arrays
+from fedsim.datasets.pictures import Torchvision
 from fedsim.datasets.table import Table
 from fedsim.datasets.text import Shakespeare, Text
 from fedsim.datasets.vision import vision_datasets
@@ -44,6 +43,7 @@ __all__ = [
     "Shakespeare",
     "Table",
     "Text",
+    "Torchvision",
 ]
 
 Labelled = tuple[Tensor, Tensor]  # pixels (N, C, H, W) of any number type, labels (N,)
@@ -101,7 +101,7 @@ class Digits(Images):
         return (pixels[~test], y[~test]), (pixels[test], y[test]), 16
 
 
-class Torchvision(Images):
+class ReadByTorchvision(Images):
     """A set that torchvision reads: from the folder FEDSIM_DATA, or from `data` here, into which it is
     downloaded.
 
@@ -114,7 +114,7 @@ class Torchvision(Images):
         source = getattr(vision_datasets(), name)
         try:
             if "FEDSIM_DATA" not in os.environ:
-                _download(source, root)
+                downloaded(source, root)
             train, test = (self.tensors(source(root, train=part)) for part in (True, False))
         except (OSError, RuntimeError, ValueError, AssertionError) as error:
             reason = " ".join(str(error).split()) or "a damaged file"
@@ -127,7 +127,7 @@ class Torchvision(Images):
         return part.data.unsqueeze(1), part.targets
 
 
-class Idx(Torchvision):
+class Idx(ReadByTorchvision):
     """MNIST and its kin, whose files need no torchvision to be read: importing it takes longer than all else."""
 
     def read(self) -> tuple[Labelled, Labelled, int]:
@@ -179,7 +179,7 @@ class FashionMNIST(Idx):
 
 
 @dataclass(frozen=True)
-class CIFAR10(Torchvision):
+class CIFAR10(ReadByTorchvision):
     """Small photographs, 50,000 + 10,000, colour 32 x 32, ten classes (Krizhevsky 2009).
 
     A std of (0.202, 0.199, 0.201), often seen, is a mean over pictures.
@@ -254,18 +254,3 @@ def _idx(path: Path, axes: int) -> Tensor:
         raise ValueError(f"{path.name}: not an IDX file of bytes along {axes} axes")
     shape = np.frombuffer(raw, ">i4", axes, offset=4)
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape).copy())
-
-
-def _download(source: Callable[..., Any], root: Path) -> None:
-    """torchvision's own download, put into place file by file once it is whole; nothing where `root` has the
-    set.
-    """
-    try:
-        source(root)
-    except RuntimeError:
-        with tempfile.TemporaryDirectory(dir=".", prefix="data-") as part:
-            source(part, download=True)
-            for file in (found for found in Path(part).rglob("*") if found.is_file()):
-                place = root / file.relative_to(part)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                file.replace(place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,7 +36,8 @@ class Table(Data):
     scale     (column, a, b), constants: (value - a) / b; also of the label where it is a number
     fill      what stands for a missing feature; without it a missing one is refused
     test      the share of the rows, of each owner's, that are drawn for testing, or another file
-    Which words there are is read off the whole file, for which no privacy accounts: number them where it is secret.
+    Which words and classes there are is read off the whole file, for which no privacy accounts, as a private run notes:
+    number them where it is secret.
     """
 
     path: File
@@ -63,8 +64,16 @@ class Table(Data):
         owners: list[Any] = [part.owner for part in parts] if self.owner else [None, None]
         where = f"Table {self.path}"
         if isinstance(self.test, float):
-            return assembled(pieces[0], self.test, self.seed, where, owners[0], classes=classes)
-        return assembled(pieces[0], pieces[1], self.seed, where, owners[0], owners[1], classes=classes)
+            made = assembled(pieces[0], self.test, self.seed, where, owners[0], classes=classes)
+        else:
+            made = assembled(pieces[0], pieces[1], self.seed, where, owners[0], owners[1], classes=classes)
+        words = [name for name in names if parts[0].features[name].dtype == object]
+        return replace(
+            made, reveals=(*(f"which words column {name!r} holds" for name in words), *self._told())
+        )
+
+    def _told(self) -> tuple[str, ...]:
+        return (f"which classes label {self.label!r} has",) if self.kind == "classes" else ()
 
     def _names(self, path: Path) -> list[str]:
         """The features, in order; raises `Invalid` where a column is missing."""

@@ -60,7 +60,7 @@ class Federation:
         dealt = dataset.train.part(order)
         self.train = Examples(self._as_seen(dealt.x), dealt.y).to(device)
         self.test, self.about = dataset.test.to(device), tested(dataset, self.shards, experiment.honest)
-        self.classes = dataset.classes
+        self.classes, self.reveals = dataset.classes, dataset.reveals
         self.signature = Signature.of(dataset, experiment.task.loss)
         self.model, x0 = experiment.task.build(dataset, self.keys)
         self.model.to(device)

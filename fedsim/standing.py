@@ -130,9 +130,10 @@ class Standing:
         Until a round that is fixed beforehand an epsilon holds; until one that is chosen by what came out, that of the
         longest run holds, of which the shorter one is a part.
         """
-        ledger, round = self.ledger, self.round
-        while stopped and ledger and round < fed.experiment.rounds and ledger.affords(fed.cohort(round)):
-            ledger, round = ledger.charge(fed.cohort(round)), round + 1
+        ledger, timed = self.ledger, fed.experiment.clock is not None  # then fewer than a cohort may pay
+        for round in range(self.round, fed.experiment.rounds if stopped else 0):
+            if ledger and (timed or ledger.affords(fed.cohort(round))):
+                ledger = ledger.charge(fed.cohort(round))
         return ledger
 
     def notes(self, fed: Federation, stopped: Sequence[str] = ()) -> list[str]:
@@ -143,9 +144,10 @@ class Standing:
             return ended if fed.accounted else [UNACCOUNTED, *ended]
         limit = ledger.privacy.stop_at_epsilon
         early = f"stopped after round {self.round}: one more would exceed stop_at_epsilon = {limit}"
-        if not stopped and self.round < fed.experiment.rounds:
+        if not stopped and self.round < fed.experiment.rounds and not ledger.affords(self._members(fed)):
             ended = [early]
-        return [ledger.statement(), *ended, *ledger.warnings(), OUTSIDE]
+        read = f"outside of the guarantee, read off all rows of the data: {', '.join(fed.reveals)}"
+        return [ledger.statement(), *ended, *ledger.warnings(), *([read] if fed.reveals else []), OUTSIDE]
 
     def _ended(self, fed: Federation, stopped: Sequence[str]) -> str:
         """Who stopped the run, on what, and what that means for the guarantee."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, ClassVar, Literal
 
@@ -76,6 +76,7 @@ class Dataset:
 
     classes  labels are below it; 0 where there are no classes
     groups, test_groups  (N,), a number for the natural owner of each training and each test example
+    reveals  what the shapes of inputs and outputs tell of all rows, which no privacy accounts for
     """
 
     train: Examples
@@ -83,6 +84,7 @@ class Dataset:
     classes: int
     groups: Tensor | None = None
     test_groups: Tensor | None = None
+    reveals: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 class Data(Component):

@@ -215,3 +215,12 @@ def test_who_holds_out_keeps_whose_the_examples_are() -> None:
     assert (len(data.groups), len(data.test_groups)) == (len(data.train), len(data.test))
     assert not set(data.groups.tolist()) & set(data.test_groups.tolist())
     assert isinstance(MacroF1(), Metric)
+
+
+def test_a_list_on_a_command_line_may_hold_ones_of_one_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_metrics.py").write_text("def sure(outputs, y):\n    return 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    e = codec.update(experiment(), [("task.metrics", "[mine_metrics:sure, ByClient(of=Accuracy), Recall]")])
+    assert [metric.name for metric in e.task.metrics] == ["sure", "ByClient", "recall"]

@@ -58,7 +58,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 def parse(cls: type[Component], field: str, text: str) -> Any:
     """The text of a command line as a value of field `field` of `cls`; components of one's own as module:name."""
     hint = get_type_hints(cls, include_extras=True)[field]
-    tree = _tree(text)
+    tree = (
+        _own_tree(text) if text.lstrip().startswith(("[", "(")) else _tree(text)
+    )  # a list may hold module:name
     return _value(hint, text if tree is None else _expression(tree, field), field, own=True)
 
 

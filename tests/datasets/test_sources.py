@@ -18,6 +18,7 @@ from fedsim.check import Invalid
 from fedsim.config import codec
 from fedsim.datasets import files, load
 from fedsim.datasets.files import apart
+from fedsim.datasets.holdout import Holdout
 from fedsim.datasets.load import CIFAR100, FEMNIST, Arrays, Blobs, HuggingFace, Npz, Shakespeare, Table, Text
 from fedsim.datasets.split import IID, Dirichlet, Indices, Natural
 from fedsim.datasets.text import Characters
@@ -25,6 +26,8 @@ from fedsim.experiments.resolve import change
 from fedsim.federation import Federation
 from fedsim.losses import Squared
 from fedsim.models import MLP, Logistic
+from fedsim.privacy import ExampleDP
+from fedsim.runner import run
 from fedsim.spec import Experiment
 from fedsim.strategies import FedSGD, Mean
 from fedsim.task import Task
@@ -400,3 +403,21 @@ def test_what_comes_over_a_network_names_no_file(data: Data) -> None:
     other["task"]["data"] = load.Blobs().__dict__ | {"name": "Blobs"}
     with pytest.raises(Invalid, match=r"split\.parts = 's.json': names a file"):
         Experiment.from_dict(other)
+
+
+def test_what_a_table_reveals_is_noted_in_a_private_run(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"ward": ["a", "b"] * 20, "age": range(40), "ill": ["no", "yes"] * 20})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    data = Table(str(tmp_path / "a.csv"), label="ill", scale=(("age", 20.0, 20.0),))
+    task = Task(data=data, model=Logistic())
+    e = Experiment(task=task, split=IID(), clients=2, method=FedSGD(0.1), rule=Mean(), rounds=1)
+    note = (
+        "outside of the guarantee, read off all rows of the data: which words column 'ward' holds, which classes label "
+        "'ill' has"
+    )
+    assert note in run(replace(e, privacy=ExampleDP(clip=1.0, noise=1.0, delta=1e-3))).notes
+    assert run(e).notes == []
+    held = replace(
+        e, task=replace(task, data=Holdout(data)), privacy=ExampleDP(clip=1.0, noise=1.0, delta=1e-3)
+    )
+    assert note in run(held).notes
