@@ -28,7 +28,7 @@ class Gaussian(Broken):
     sigma: NonNegative = 200.0
 
     def forge(self, view: View) -> Tensor:
-        noise = torch.randn(view.f, view.x.shape[-1], generator=view.generator, device=view.x.device)
+        noise = torch.randn(view.f, view.width, generator=view.generator, device=view.x.device)
         return self.sigma * noise
 
 
@@ -57,4 +57,4 @@ class NaN(Broken):
 
 
 def constant(view: View, value: float) -> Tensor:
-    return view.x.new_full((view.f, view.x.shape[-1]), value)
+    return view.x.new_full((view.f, view.width), value)

@@ -67,6 +67,7 @@ class Federation:
         self.x0, self.layout = x0.to(device), Layout.of(self.model)
         self.width = experiment.method.width(self.layout.trained)  # of a message
         self.rule = experiment.rule.on(self.layout.trained, self.width)
+        self._require_comparable()
         self.loss = experiment.task.loss
         self.gradients = ClientGradients(self.model, loss=self.loss)
         few = self.train.part(slice(0, 4))
@@ -354,6 +355,15 @@ class Federation:
             (privacy.client_sensitivity(experiment.batches, held, bound) * privacy.sensitivity(0)).min()
         )
 
+    def _require_comparable(self) -> None:
+        """Raise `Invalid` where a rule compares messages with moves of the model, and these differ in width."""
+        rule, method = self.experiment.rule, type(self.experiment.method).__name__
+        if isinstance(rule, MemoryRule) and rule.of_moves and self.width != self.x0.numel():
+            raise Invalid(
+                f"rule = {type(rule).__name__}: compares messages with moves of the model, of {self.x0.numel()} "
+                f"numbers; those of {method} have {self.width}: choose another rule or method"
+            )
+
     def _require_addresses(self) -> None:
         """Raise `Invalid` where noise would repeat: a generator takes 32 bits of what names a draw (`Keys.of`)."""
         method = self.experiment.method
@@ -367,7 +377,8 @@ class Federation:
     def _plan(self, privacy: Privacy) -> Plan:
         """Who takes part in which rounds, and how many examples clients hold."""
         experiment, h, held = self.experiment, self.experiment.honest, self.sizes[self.sizes > 0]
-        paid = [privacy.payers(self.cohort(round), h) for round in range(experiment.rounds)]
+        secret = not experiment.method.client_init(self.x0)
+        paid = [privacy.payers(self.cohort(round), h, secret) for round in range(experiment.rounds)]
         return Plan(
             rounds=histories(paid, h, privacy.counts_rounds(experiment.batches)),
             steps=experiment.method.steps,
@@ -376,6 +387,7 @@ class Federation:
             smallest=int(held.min()),
             clients=h,
             active=experiment.active / experiment.clients,
+            secret=secret,
             parameters=self.width,
             others=experiment.batches.unlike(held),
         )

@@ -6,8 +6,9 @@ ones (`requires_grad=False`) stay in the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from math import inf, prod
 from typing import Literal
@@ -26,12 +27,14 @@ class Block:
 
     role  "embedding", "conv", "vector" (fewer than two axes), or where in the order of the other matrices it stands:
           "input" (first), "head" (last), "hidden"
+    kind  the class of the layer that it belongs to, such as "Linear"
     """
 
     name: str
     shape: tuple[int, ...]
     role: Role
     trained: bool = True
+    kind: str = ""
 
     @property
     def size(self) -> int:
@@ -64,7 +67,12 @@ class Layout:
                 return "conv"
             return "head" if name == wide[-1] else "input" if name == wide[0] else "hidden"
 
-        return cls(tuple(Block(name, tuple(p.shape), role(name, p), p.requires_grad) for name, p in named))
+        return cls(
+            tuple(
+                Block(name, tuple(p.shape), role(name, p), p.requires_grad, kinds[id(p)].__name__)
+                for name, p in named
+            )
+        )
 
     @cached_property
     def trained(self) -> Layout:
@@ -95,6 +103,23 @@ class Layout:
     def map(self, f: Callable[[Block, Tensor], Tensor], x: Tensor) -> Tensor:
         """x with f(block, view) in place of each view."""
         return self.join(f(block, view) for block, view in zip(self.blocks, self.views(x), strict=True))
+
+    def chosen(self, words: Sequence[str]) -> Tensor:
+        """Which numbers belong to blocks that one of the words names, (width,) bool.
+
+        "head" is the whole last layer, its bias too; "norm" are all norms; other words are roles, or patterns of names.
+        """
+        heads = tuple(b.name.rpartition(".")[0] for b in self.blocks if b.role == "head")
+
+        def meant(block: Block, word: str) -> bool:
+            if word == "head":
+                return block.name.rpartition(".")[0] in heads
+            if word == "norm":
+                return "Norm" in block.kind
+            return word == block.role or fnmatchcase(block.name, word)
+
+        flags = [any(meant(block, word) for word in words) for block in self.blocks]
+        return torch.repeat_interleave(torch.tensor(flags), torch.tensor(self.sizes))
 
     def trained_of(self, whole: Tensor) -> Tensor:
         """The trained blocks (..., trained.width) of a vector (..., width)."""

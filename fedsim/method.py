@@ -175,6 +175,10 @@ class Method(Component):
         """
         return state, env.noisy(env.first_gradient(self.message_bound or inf))
 
+    def personal(self, state: State, x: Tensor, layout: Layout) -> Tensor:
+        """The model that a client of this state uses, from the server's x: (d,) or (n, d); here x itself."""
+        return x
+
     def server_init(self, x: Tensor, n: int) -> State:
         """The server's state; it holds the model under "x"."""
         return {"x": x}

@@ -38,6 +38,10 @@ TAKEN = {
     "downlink_bits",
     "diverged",
     "backdoor_success",
+    "personal_accuracy",
+    "personal_accuracy_worst",
+    "personal_loss",
+    "personal_loss_worst",
 }
 
 Value = float | list[Any]

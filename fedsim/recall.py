@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -19,7 +20,10 @@ class MemoryRule(Rule):
 
     In each round `remember` weighs the rows, and `inner` answers from those that count, times their weights. Called as
     a rule that is alone with its rows, it answers as in a first round.
+    of_moves  rows are compared with moves of the model, and so have as many numbers as it
     """
+
+    of_moves: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -270,6 +270,7 @@ def _forge(fed: Federation, server: Server, stage: Stage, target: Target, round:
         honest=stage.honest if "honest" in granted else None,
         ids=torch.from_numpy(stage.ids) if "honest" in granted else None,
         target=target if "rule" in granted else None,
+        numbers=stage.own.shape[1],
     )
     forged, memory = experiment.attack.remember(view, server.memory)
     _require(experiment.attack, forged, (stage.f, stage.own.shape[1]), stage.honest)

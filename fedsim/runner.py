@@ -22,6 +22,7 @@ from fedsim.machine import malloc as heap
 from fedsim.machine.mapped import Space
 from fedsim.machine.threads import one_thread
 from fedsim.metrics import measured
+from fedsim.personal import personal_metrics
 from fedsim.progress import Live
 from fedsim.prolong import Shorter
 from fedsim.record import Metrics, Record
@@ -229,8 +230,10 @@ def _measure(live: Standing, fed: Federation, seen: Seen | None, before: Tensor 
     of each client, where all took part and they are at most 50. clipped: the share of honest messages that the
     method's clip of messages has shortened. backdoor_success: the share of triggered test examples that are told as the
     adversary wants. simulated_seconds: on the experiment's clock. diverged: only where `has_diverged`, and then true.
+    personal_*: of clients' own models, where they have some.
     """
     metrics: Metrics = {"round": live.round, **evaluate(fed.model, fed.loss, live.x(fed), fed.test)}
+    metrics |= personal_metrics(fed, live.states, live.x(fed))
     metrics |= measured(fed.experiment.task.metrics, fed.model, live.x(fed), fed.test, fed.about)
     if fed.triggered is not None:
         shown = evaluate(fed.model, fed.loss, live.x(fed), fed.triggered)

@@ -303,6 +303,12 @@ class View:
     honest: Tensor | None = None  # (n - f, d)
     target: Target | None = None
     ids: Tensor | None = None  # (n - f,) int64, whose the honest rows are, where clients have numbers
+    numbers: int | None = None  # in a row, where not as many as in x
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return self.x.shape[-1] if self.numbers is None else self.numbers
 
 
 class Attack(Component):

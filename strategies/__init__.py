@@ -7,9 +7,12 @@ from fedsim.strategies.methods.differences import DIANA, MARINA
 from fedsim.strategies.methods.dshb import ByzClipSGD, SafeDSHB
 from fedsim.strategies.methods.ef21 import EF14, EF21, EControl, EF21Muon
 from fedsim.strategies.methods.fedmuon import FedMuon
+from fedsim.strategies.methods.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedsim.strategies.methods.jaguar import JaguarMuon, JaguarSignSGD
+from fedsim.strategies.methods.local import SCAFFOLD, FedDyn, FedNova, FedProx
 from fedsim.strategies.methods.monna import MoNNA
 from fedsim.strategies.methods.muon import ClientMuon, Muon, SignMuon
+from fedsim.strategies.methods.personal import QFFL, Ditto, FedBN, FedPer
 from fedsim.strategies.methods.scion import DropMuon, Gluon, Scion
 from fedsim.strategies.methods.servers import FRUGAL, NGNM, SWAN, DiffGrad, SGDSaI
 from fedsim.strategies.methods.sgd import FedAvg, FedSGD, HeavyBall
@@ -41,7 +44,9 @@ __all__ = [
     "NGNM",
     "NNA",
     "NNM",
+    "QFFL",
     "RFA",
+    "SCAFFOLD",
     "SMEA",
     "SSDM",
     "SSVRMV",
@@ -59,14 +64,24 @@ __all__ = [
     "Clipping",
     "DVRSign",
     "DiffGrad",
+    "Ditto",
     "DropMuon",
     "EControl",
     "EF21Muon",
     "FLDetector",
     "FLTrust",
+    "FedAdagrad",
+    "FedAdam",
     "FedAvg",
+    "FedAvgM",
+    "FedBN",
+    "FedDyn",
     "FedMuon",
+    "FedNova",
+    "FedPer",
+    "FedProx",
     "FedSGD",
+    "FedYogi",
     "FoolsGold",
     "GeometricMedian",
     "Gluon",

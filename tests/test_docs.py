@@ -22,6 +22,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = [
     "index.md",
     "tutorial.md",
+    "methods.md",
     *(f"how-to/{file.name}" for file in sorted((DOCS / "how-to").glob("*.md"))),
 ]
 BENCH = DOCS / "results" / "bench"
@@ -94,6 +95,17 @@ def test_every_component_has_a_page(pages: dict[str, str]) -> None:
         if isinstance(getattr(recipes, name)(), Study):
             assert pages[f"studies/{name}.md"].startswith(f"# {name}\n")
             assert f"(studies/{name}.md)" in pages["studies.md"]
+
+
+def test_the_page_of_methods_names_them_all() -> None:
+    page = (DOCS / "methods.md").read_text()
+    tables = {
+        name
+        for line in page.splitlines()
+        if line[:3] == "| `"
+        for name in re.findall(r"`(\w+)`", line[: line.index("|", 2)])
+    }
+    assert tables == set(catalog.names("methods"))
 
 
 def measured(file: str) -> dict[tuple[str, str], dict[str, float]]:

@@ -54,6 +54,7 @@ RUNTIME = (
     "fedsim.states",
     "fedsim.timing",
     "fedsim.standing",
+    "fedsim.personal",
     "fedsim.prolong",
     "fedsim.runner",
 )

@@ -15,7 +15,9 @@ DEPTH, VALUES, COMPONENTS, TEXT = (
     100,
     100,
 )  # nesting, values, components, characters of a text: the most
-WORD = re.compile(r"[\w.:+-]*")  # never an expression, which takes time to parse
+WORD = re.compile(
+    r"[\w.:+*-]*"
+)  # or a pattern of names; never an expression in brackets, which takes time to parse
 
 
 def plain_table(text: str) -> dict[str, Any]:

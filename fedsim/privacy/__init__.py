@@ -104,10 +104,13 @@ class Privacy(Component):
     def releases(self, plan: Plan, rounds: Rounds, z: float) -> tuple[Release, ...]:
         """What a client's releases in these rounds are to an accountant, at noise multiplier z."""
 
-    def payers(self, ids: Ids, clients: int) -> Payers:
-        """Who of the honest clients, those below `clients`, pays for a round in which clients `ids` take part."""
+    def payers(self, ids: Ids, clients: int, secret: bool) -> Payers:
+        """Who of the honest clients, those below `clients`, pays for a round in which clients `ids` take part.
+
+        secret  whether nothing tells later who they were
+        """
         honest = ids[ids < clients]
-        return None if self.all_pay or len(honest) == clients else honest
+        return None if (self.all_pay and secret) or len(honest) == clients else honest
 
     def counts_rounds(self, batches: Batches) -> bool:
         """Whether what a client pays depends on the number of its rounds alone, not on which ones they are."""
@@ -376,7 +379,9 @@ class CentralDP(Privacy):
     """Noise on the mean of the messages, from a server that everybody trusts (DP-FedAvg, arXiv:1710.06963).
 
     The method clips its messages to L2 norm tau, so one client moves the mean of k by 2 tau / k at most. A cohort drawn
-    afresh for each round amplifies, as long as it stays secret. Only the models are private, not the messages.
+    afresh for each round amplifies, as long as it stays secret. Where clients keep a state, what they send may tell in
+    which rounds they took part before; then nothing amplifies, and each pays in full for its own rounds. Only the
+    models are private, not the messages.
     """
 
     level: ClassVar[Level] = "central"
@@ -393,7 +398,8 @@ class CentralDP(Privacy):
         return 1.0
 
     def releases(self, plan: Plan, rounds: Rounds, z: float) -> tuple[Release, ...]:
-        return grouped(z * self.factors(rounds), "none" if plan.active == 1 else "fixed", plan.active)
+        amplified = plan.secret and plan.active < 1
+        return grouped(z * self.factors(rounds), *(("fixed", plan.active) if amplified else ()))
 
     def warnings(self, plan: Plan) -> list[str]:
         if self.delta < 1 / plan.clients:

@@ -35,7 +35,8 @@ class Ledger:
 
     def charge(self, ids: Ids) -> Ledger:
         """The ledger after one more round, in which clients `ids` took part; ids from n on are nobody's."""
-        return replace(self, paid=(*self.paid, self.privacy.payers(ids, self.plan.clients)))
+        payers = self.privacy.payers(ids, self.plan.clients, self.plan.secret)
+        return replace(self, paid=(*self.paid, payers))
 
     def affords(self, ids: Ids) -> bool:
         """Whether one more round with clients `ids` stays within `stop_at_epsilon`."""

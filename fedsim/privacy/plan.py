@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,7 @@ class Plan:
     smallest: int  # examples of the smallest client
     clients: int  # honest ones, whose messages come together
     active: float  # the share of clients that take part in a round
+    secret: bool = field(default=True, kw_only=True)  # whether nothing tells later who took part in a round
     parameters: int
     others: tuple[int, ...] = ()  # sizes of clients that may pay more than the smallest
     gradients: int = 1  # on each batch, which are released together

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -83,6 +83,8 @@ class FLDetector(MemoryRule):
     The paper's clients are there in every round and send gradients of their whole data. Where rows are noisy of
     themselves, whoever sends what is less noisy, as ALIE does, passes, and honest clients are left out.
     """
+
+    of_moves: ClassVar[bool] = True
 
     rule: Rule = field(default_factory=Median)
     window: Count = 10

@@ -31,13 +31,27 @@ from fedsim.deploy.terms import Terms
 from fedsim.deploy.trial import Trial
 from fedsim.federation import Federation
 from fedsim.flower.grid import FIRST_NODE, InProcessGrid
+from fedsim.flower.memory import Memory
 from fedsim.flower.remote import Remote, discover
+from fedsim.method import Method
 from fedsim.models import Logistic
 from fedsim.privacy import CentralDP, ExampleDP, MessageDP
 from fedsim.round import answer
 from fedsim.runner import Result, run
 from fedsim.spec import Experiment
-from fedsim.strategies import NNM, ByzClip21SGD2MPlus, Chain, FedAvg, HeavyBall, Mean, Median
+from fedsim.strategies import (
+    NNM,
+    SCAFFOLD,
+    ByzClip21SGD2MPlus,
+    Chain,
+    Ditto,
+    FedAvg,
+    FedDyn,
+    FedPer,
+    HeavyBall,
+    Mean,
+    Median,
+)
 from fedsim.task import Task
 
 
@@ -156,6 +170,26 @@ def test_in_test_mode_a_deployment_is_the_loop(tmp_path: Path) -> None:
     assert "epsilon" not in result.frame
     assert result.summary["epsilon"] is None
     assert result.notes[0].startswith("no epsilon")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [SCAFFOLD(lr=0.2), FedDyn(lr=0.2, alpha=0.3), Ditto(lr=0.2), FedPer(lr=0.2, kept=("*.bias",))],
+    ids=lambda method: type(method).__name__,
+)
+def test_what_a_method_keeps_of_a_client_is_on_the_device(method: Method, tmp_path: Path) -> None:
+    """Control variates and models of devices that are asked now and then; the server sees none of them."""
+    e = small(method=method, privacy=None, cohort=3, f=0)
+    site = Site(tmp_path)
+    result, aside = site.run(e)
+    truth = run(e, engine="loop", device="cpu")
+    assert not aside
+    assert same(result, truth)
+    assert not [column for column in result.frame if column.startswith("personal")]  # only they could say
+    memories = [Memory.load(path.read_bytes()) for path in tmp_path.glob("*/memory-*.pt")]
+    own = [memory.pending.state for memory in memories if memory.pending]
+    assert len(own) == 5
+    assert all(set(state) == set(method.client_init(torch.zeros(1))) for state in own)
 
 
 def digits(**changes: Any) -> Experiment:

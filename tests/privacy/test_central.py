@@ -20,7 +20,7 @@ from fedsim.models import Logistic
 from fedsim.privacy import CentralDP
 from fedsim.runner import run
 from fedsim.spec import Experiment
-from fedsim.strategies import ByzClip21SGD2M, ByzClipSGD, Clip21SGD2M, FedSGD, Mean, Median
+from fedsim.strategies import SCAFFOLD, ByzClip21SGD2M, ByzClipSGD, Clip21SGD2M, FedSGD, Mean, Median
 from fedsim.task import Task
 from fedsim.types import Attack, View
 
@@ -58,6 +58,15 @@ def test_a_secret_cohort_amplifies_and_all_pay_for_every_round():
     everyone = run(central())
     assert everyone.summary["epsilon"] == gaussian_epsilon(sqrt(12) / 3.0, 0.01) > cohort.summary["epsilon"]
     assert "unit: one client, replace-one, exact Gaussian composition" in everyone.notes[0]
+
+
+@pytest.mark.parametrize("method", [Clip21SGD2M(lr=0.5, tau=0.4), SCAFFOLD(lr=0.5, tau=0.4)], ids=repr)
+def test_where_clients_keep_a_state_who_took_part_is_no_secret(method):
+    """Then each pays in full for its own rounds, and for no other."""
+    e = central(cohort=2, method=method)
+    result, most = run(e), max(np.bincount(np.concatenate([Federation(e).cohort(t) for t in range(12)])))
+    assert result.summary["epsilon"] == pytest.approx(gaussian_epsilon(sqrt(most) / 3.0, 0.01), rel=1e-12)
+    assert result.summary["epsilon"] > run(central(cohort=2)).summary["epsilon"]
 
 
 def test_the_vector_engine_and_the_loop_publish_the_same():
