@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedsim.accounting import Release, Sampling, grouped
 from fedsim.check import Component, Count, Invalid, Share
 from fedsim.keys import Keys
+from fedsim.types import Round
 
 __all__ = ["Epochs", "Fixed", "Full", "Poisson"]
 
@@ -32,7 +33,7 @@ class Batches(Component):
 
     @abstractmethod
     def place(self, keys: Keys, ids: Ints, sizes: Ints, steps: Ints) -> tuple[Ints, Ints, Words | None]:
-        """Where the batches (k, s) lie, for ids and sizes (k, 1) and steps (s,) counted from the run's start.
+        """Where the batches (k, s) lie, for ids and sizes (k, 1) and steps (s,) or (k, s) counted from the run's start.
 
         A batch is `count` examples from `first` on in the shuffle of range(m) that `order` names, or in
         range(m) itself where that is None. Returns count, first, order; each broadcasts to (k, s).
@@ -61,17 +62,20 @@ class Batches(Component):
         """
         return (2.0 if self.adjacency == "replace-one" else 1.0) / self.expected(sizes)
 
+    def width(self, keys: Keys, round: Round, ids: Ints, sizes: Ints, steps: int) -> Ints:
+        """The examples (k,) of each client's largest batch of a round, at least 1."""
+        count, _, _ = self.place(keys, ids[:, None], sizes[:, None], _steps(round, steps))
+        return np.asarray(np.broadcast_to(count, (len(ids), steps)).max(1).clip(1))
+
     def draw(
-        self, keys: Keys, round: int, ids: Ints, sizes: Ints, steps: int
+        self, keys: Keys, round: Round, ids: Ints, sizes: Ints, steps: int
     ) -> tuple[Ints, NDArray[np.float32]]:
         """Indices into each client's own examples and their weights, both (k, steps * b).
 
         The batches of `steps` local steps lie one after the other, each padded to width b by index 0 at
         weight 0. A real example weighs 1 / |batch|, under Poisson sampling 1 / (expected size).
         """
-        count, first, order = self.place(
-            keys, ids[:, None], sizes[:, None], round * steps + np.arange(steps, dtype=np.int64)
-        )
+        count, first, order = self.place(keys, ids[:, None], sizes[:, None], _steps(round, steps))
         column = np.arange(max(1, count.max()))
         real = np.broadcast_to(column < count[..., None], (len(ids), steps, len(column)))
         index = np.where(real, first[..., None] + column, 0)
@@ -86,7 +90,7 @@ class Full(Batches):
     """All examples of the client in every step."""
 
     def place(self, keys: Keys, ids: Ints, sizes: Ints, steps: Ints) -> tuple[Ints, Ints, Words | None]:
-        return np.broadcast_to(sizes, (len(ids), len(steps))), np.zeros_like(ids), None
+        return np.broadcast_to(sizes, (len(ids), steps.shape[-1])), np.zeros_like(ids), None
 
     def expected(self, sizes: Ints) -> Floats:
         return sizes.astype(float)
@@ -179,6 +183,11 @@ class Poisson(Batches):
         if self.size is None:
             return np.full(sizes.shape, self.rate)
         return np.minimum(1.0, self.size / sizes)
+
+
+def _steps(round: Round, steps: int) -> Ints:
+    """The numbers (s,), or (k, s), of a round's batches from the run's start."""
+    return np.asarray(np.asarray(round)[..., None] * steps + np.arange(steps, dtype=np.int64))
 
 
 # ---------------------------------------------------------------- arithmetic

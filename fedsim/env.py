@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.asynchronous import Asynchronous
 from fedsim.check import Invalid
 from fedsim.federation import Federation, Ids
 from fedsim.keys import SHARED, uniform
 from fedsim.messages import Compressor
 from fedsim.messages.coder import Uniform
-from fedsim.types import Batch, State
+from fedsim.types import Batch, Round, State
 
 HERE = np.array([SHARED])
 
@@ -21,7 +23,7 @@ HERE = np.array([SHARED])
 class Draws:
     """Numbers in [0, 1) of some clients in a round, (k, count): each call goes on where the last one ended."""
 
-    def __init__(self, fed: Federation, purpose: str, round: int, ids: Ids) -> None:
+    def __init__(self, fed: Federation, purpose: str, round: Round, ids: Ids) -> None:
         self.fed, self.keys, self.at = fed, fed.keys.of(purpose, round, ids), 0
 
     def own(self, count: int) -> Tensor:
@@ -30,7 +32,9 @@ class Draws:
         return self.fed.uniform(self.keys, self.at - count, count)
 
     def common(self, count: int) -> Tensor:
-        """(count,), which all who know the experiment can draw."""
+        """(count,), which all who know the experiment can draw; raises `Invalid` where they have no round in common."""
+        if len(self.keys) > 1:
+            raise Invalid("env.common: each client is at an attempt of its own; allowed is env.uniform")
         self.at += count
         return uniform(self.keys, self.at - count, count, self.fed.device)[0]
 
@@ -38,13 +42,30 @@ class Draws:
 class AtClients:
     """What the `Env` of one client and that of many have in common."""
 
-    def __init__(self, fed: Federation, ids: Ids, round: int, told: State) -> None:
-        self.fed, self.ids, self.round, self.told = fed, ids, round, told
+    def __init__(self, fed: Federation, ids: Ids, round: Round, told: State) -> None:
+        self.fed, self.ids, self.address, self.told = fed, ids, round, told
         self.x, self.layout = told[fed.experiment.method.sends], fed.layout.trained
         self.calls = Counter[int]()  # gradients on each of the round's batches
         self.noised = False  # the message, where privacy is message-level
         self.draws = Draws(fed, "client", round, ids)
-        self.common = Draws(fed, "common", round, HERE).common
+
+    @property
+    def round(self) -> int:
+        """Raises `Invalid` in an asynchronous run, where each client is at an attempt of its own."""
+        if isinstance(self.address, int) and not isinstance(self.fed.experiment.method, Asynchronous):
+            return self.address
+        raise Invalid(
+            f"{type(self.fed.experiment.method).__name__}: asks for env.round on a client, and asynchronous methods "
+            "have none there; allowed are step sizes that do not change with it"
+        )
+
+    def common(self, count: int) -> Tensor:
+        """Numbers that all clients of the round draw, (count,)."""
+        return self.shared.common(count)
+
+    @cached_property
+    def shared(self) -> Draws:
+        return Draws(self.fed, "common", self.address, HERE)
 
     def noise_once(self) -> None:
         """Raise `Invalid` where a message of this round had its noise already: the ledger books one."""
@@ -65,12 +86,12 @@ class AtClients:
 
     @property
     def whole(self) -> bool:
-        return self.fed.whole(self.round)
+        return self.fed.whole(self.address)
 
     @property
     def uplink(self) -> Compressor:
         """The method's, in this round; raises `Invalid` where it has none."""
-        by = self.fed.uplink(self.round)
+        by = self.fed.uplink(self.address)
         if by is None:
             name = type(self.fed.experiment.method).__name__
             raise Invalid(f"{name}: env.compress without an `uplink` to compress by")
@@ -127,7 +148,7 @@ class AtServer:
         return by(message, self.layout, rounding, places(self.fed, self.round))
 
 
-def places(fed: Federation, round: int) -> Uniform:
+def places(fed: Federation, round: Round) -> Uniform:
     """Numbers that sender and receiver of a round's messages both know, from their start."""
     return Draws(fed, "places", round, HERE).common
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.asynchronous import Asynchronous
 from fedsim.check import Invalid
 from fedsim.dealing import deal, require_alike, require_finite, tested
 from fedsim.fetched import Steps
@@ -28,7 +29,7 @@ from fedsim.privacy.plan import Plan, histories
 from fedsim.recall import MemoryRule
 from fedsim.spec import Experiment
 from fedsim.task import Signature
-from fedsim.types import Batch, Dataset, Examples, Inputs, Split, State, on_inputs, single
+from fedsim.types import Batch, Dataset, Examples, Inputs, Round, Split, State, on_inputs, single
 
 Ids = NDArray[np.int64]
 WHOLE = All()  # the compressor that loses nothing
@@ -99,17 +100,18 @@ class Federation:
         method, own = self.experiment.method, type(self.experiment.method).receive is not Method.receive
         clock = self.experiment.clock
         apart = method.peer or method.server_memory or self.experiment.byzantine
+        apart = apart or isinstance(method, Asynchronous)
         aside = apart or (clock is not None and clock.late == "carried")
         return self.experiment.rule.averages and not aside and (method.linear or not own)
 
-    def whole(self, round: int) -> bool:
+    def whole(self, round: Round) -> bool:
         """Whether the messages of a round travel as they are, whatever the method's `uplink`."""
         method = self.experiment.method
-        if type(method).whole is Method.whole:
+        if type(method).whole is Method.whole or not isinstance(round, int):
             return False
         return method.whole(round, float(self.keys.uniform("whole", round, np.array([SHARED]), 1)[0, 0]))
 
-    def uplink(self, round: int) -> Compressor | None:
+    def uplink(self, round: Round) -> Compressor | None:
         """How the messages of a round are compressed; None: they travel as they are."""
         by = self.experiment.method.uplink
         return WHOLE if by is not None and self.whole(round) else by
@@ -159,7 +161,7 @@ class Federation:
             return np.arange(n)
         return np.sort(self.keys.numpy("cohort", round).choice(n, k, replace=False))
 
-    def batch(self, round: int, ids: Ids) -> Batch:
+    def batch(self, round: Round, ids: Ids) -> Batch:
         """The batches of clients `ids`, (k, b, ...) or (k, steps, b, ...), poisoned where an attack does so."""
         experiment, steps = self.experiment, self.experiment.method.steps
         index, weight = experiment.batches.draw(self.choice, round, ids, self.sizes[ids], steps)
@@ -194,7 +196,7 @@ class Federation:
         self,
         rows: Tensor,
         purpose: str,
-        round: int,
+        round: Round,
         ids: Ids,
         call: int = 0,
         scale: Tensor | float = 1.0,
@@ -229,7 +231,7 @@ class Federation:
         rows: Tensor,
         deviations: Tensor,
         purpose: str,
-        round: int,
+        round: Round,
         ids: Ids,
         call: int = 0,
         out: Tensor | None = None,
@@ -296,6 +298,11 @@ class Federation:
         return gradient.add_(x, alpha=l2) if l2 else gradient
 
     # ------------------------------------------------------------ set-up
+    @staticmethod
+    def scheduled(round: Round) -> int:
+        """The round that schedules go by; where clients are at attempts of their own there are none."""
+        return round if isinstance(round, int) else 0
+
     def _deal(self, dataset: Dataset) -> list[Ids]:
         return deal(self.experiment, dataset, self.keys)
 
@@ -392,14 +399,14 @@ class Federation:
             others=experiment.batches.unlike(held),
         )
 
-    def deviation(self, round: int, ids: Ids) -> Tensor:
+    def deviation(self, round: Round, ids: Ids) -> Tensor:
         """Standard deviation of the noise of clients `ids` (k,): multiplier times sensitivity, over the clip."""
         assert self.ledger is not None
         privacy, plan = self.ledger.privacy, self.ledger.plan
         reach = privacy.client_sensitivity(
             plan.batches, self.sizes[ids], self.experiment.method.message_bound
         )
-        return torch.from_numpy(privacy.scale(plan, round) * reach).float().to(self.device)
+        return torch.from_numpy(privacy.scale(plan, self.scheduled(round)) * reach).float().to(self.device)
 
 
 def _computing(experiment: Experiment) -> int:

@@ -10,21 +10,21 @@ from fedsim.check import LEAST_CLIP, MOST_CLIP
 from fedsim.federation import Federation, Ids
 from fedsim.gradients import Clip
 from fedsim.privacy import CLIP, ExampleDP, Quantile
-from fedsim.types import State
+from fedsim.types import Round, State, at
 
 
 class Mechanism:
     """Of clients `ids` in a round, with what their states keep of the rounds before."""
 
-    def __init__(self, fed: Federation, privacy: ExampleDP, ids: Ids, round: int, state: State) -> None:
+    def __init__(self, fed: Federation, privacy: ExampleDP, ids: Ids, round: Round, state: State) -> None:
         self.fed, self.privacy, self.ids, self.round = fed, privacy, ids, round
-        self.bound: Tensor | float = privacy.bound(round)
+        self.bound: Tensor | float = privacy.bound(fed.scheduled(round))
         if isinstance(privacy.clip, Quantile):
             kept = state.get(CLIP)
             self.bound = fed.x0.new_full((len(ids),), self.bound) if kept is None else kept.reshape(-1)
 
     @classmethod
-    def of(cls, fed: Federation, ids: Ids, round: int, state: State) -> Mechanism | None:
+    def of(cls, fed: Federation, ids: Ids, round: Round, state: State) -> Mechanism | None:
         """None where privacy is not example-level."""
         privacy = fed.example_privacy
         return None if privacy is None else cls(fed, privacy, ids, round, state)
@@ -33,6 +33,7 @@ class Mechanism:
         """Of some of the clients, as it is now."""
         some = copy(self)
         some.ids = self.ids[clients]
+        some.round = at(self.round, clients)
         some.bound = self.bound[clients] if isinstance(self.bound, Tensor) else self.bound
         return some
 
@@ -50,7 +51,9 @@ class Mechanism:
         quantile, ledger = self.privacy.clip, self.fed.ledger
         if isinstance(quantile, Quantile) and clip.inside is not None and ledger is not None:
             reach = self.privacy.client_sensitivity(ledger.plan.batches, self.fed.sizes[self.ids], None)
-            deviation = clip.inside.new_tensor(reach * self.privacy.count_scale(ledger.plan, self.round))
+            deviation = clip.inside.new_tensor(
+                reach * self.privacy.count_scale(ledger.plan, self.fed.scheduled(self.round))
+            )
             told = (0.5 + clip.inside - weight.sum(-1) / 2)[:, None]
             within = self.fed.add_gaussian_noise(told, deviation, "count", self.round, self.ids, call)[:, 0]
             moved = self.bound * ((quantile.target - within) * quantile.speed).exp()

@@ -22,13 +22,17 @@ class Env(Protocol):
     layout  the blocks of x
     """
 
-    round: int
     told: State
     layout: Layout
 
     @property
     def whole(self) -> bool:
         """Whether the messages of the round travel as they are, by the method's `whole`."""
+        ...
+
+    @property
+    def round(self) -> int:
+        """Raises `Invalid` in an asynchronous run."""
         ...
 
     def grad(self, x: Tensor, batch: Batch, tau: float = inf) -> Tensor:

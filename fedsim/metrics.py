@@ -28,6 +28,8 @@ TAKEN = {
     "loss",
     "seconds",
     "simulated_seconds",
+    "arrivals",
+    "dropped",
     "epsilon",
     "deviation",
     "honest_norm",

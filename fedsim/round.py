@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.asynchronous import Asynchronous
 from fedsim.check import Component, Invalid
 from fedsim.env import AtClients, AtServer, Draws, as_read, places
 from fedsim.federation import Federation, Ids
@@ -61,19 +62,21 @@ class Client(AtClients):
         return self.draws.own(count)[0]
 
     def compress(self, message: Tensor) -> Tensor:
-        draws = Draws(self.fed, "uplink", self.round, self.ids)
+        draws = Draws(self.fed, "uplink", self.address, self.ids)
 
         def rounding(count: int) -> Tensor:
             return draws.own(count)[0]
 
-        self.payload = self.uplink.encode(message, self.layout, rounding, places(self.fed, self.round))
-        return self.uplink.decode(self.payload, self.layout, places(self.fed, self.round)).to(message.device)
+        self.payload = self.uplink.encode(message, self.layout, rounding, places(self.fed, self.address))
+        return self.uplink.decode(self.payload, self.layout, places(self.fed, self.address)).to(
+            message.device
+        )
 
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
             return message
         self.noise_once()
-        return self.fed.noisy(message[None], "message", self.round, self.ids)[0]
+        return self.fed.noisy(message[None], "message", self.address, self.ids)[0]
 
     def buffer(self, name: str) -> Tensor | None:
         return None
@@ -104,6 +107,17 @@ def answer(fed: Federation, client: int, state: State, told: State, round: int) 
             f"{type(fed.experiment.method).__name__}: has an `uplink`, and sends without env.compress"
         )
     return Answer(state | (env.mechanism.kept if env.mechanism else {}), message, env.payload)
+
+
+def told_to(fed: Federation, told: State, ids: Ids, some: slice | int) -> State:
+    """What some of the clients `ids` are told: of a model for each client theirs, otherwise what all are told.
+
+    Among peers there is a model for each client there is, in an asynchronous run one for each of those who are asked.
+    """
+    method = fed.experiment.method
+    if isinstance(method, Asynchronous):
+        return {name: value[some] for name, value in told.items()}
+    return {name: value[ids[some]] for name, value in told.items()} if method.peer else told
 
 
 @dataclass(frozen=True)
@@ -218,7 +232,7 @@ def finish(fed: Federation, server: Server, messages: Messages, ids: Ids, round:
     now = None if remembered is None else remembered(seen)
     generator = torch.Generator(fed.device).manual_seed(target.seed)
     aggregate = target.aggregate(seen) if now is None else now.answer(generator)
-    _require(fed.rule, aggregate, tuple(seen.shape[1:]), seen)
+    require(fed.rule, aggregate, tuple(seen.shape[1:]), seen)
     aggregate = fed.published(aggregate, len(ids) if messages.mean_only else len(seen), round)
     after = method.step(state, aggregate, AtServer(fed, round))
     what = Seen(seen, honest, aggregate, target.weights, clipped, now)
@@ -273,11 +287,11 @@ def _forge(fed: Federation, server: Server, stage: Stage, target: Target, round:
         numbers=stage.own.shape[1],
     )
     forged, memory = experiment.attack.remember(view, server.memory)
-    _require(experiment.attack, forged, (stage.f, stage.own.shape[1]), stage.honest)
+    require(experiment.attack, forged, (stage.f, stage.own.shape[1]), stage.honest)
     return forged, memory
 
 
-def _require(component: Component, given: object, shape: tuple[int, ...], like: Tensor) -> None:
+def require(component: Component, given: object, shape: tuple[int, ...], like: Tensor) -> None:
     """Raise `Invalid` where what a component gave back is no tensor of this shape, of the type and device of `like`."""
     name = type(component).__name__
     if not isinstance(given, Tensor):

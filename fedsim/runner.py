@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from fedsim import engines
+from fedsim.asynchronous import Asynchronous
 from fedsim.callbacks import Callback, Callbacks
 from fedsim.check import Invalid
+from fedsim.course import Course
 from fedsim.federation import Federation
 from fedsim.layout import parameters
 from fedsim.machine import malloc as heap
@@ -41,6 +43,7 @@ KEPT = 2**30  # bytes of clients' states that a finished run leaves for a longer
 LISTED = 50  # clients whose weights are recorded one by one
 
 Progress = Callable[[int, Metrics], None]
+Run = Standing | Course
 
 
 @one_thread()
@@ -67,7 +70,7 @@ def run(
     states, up to 1 GiB, in the record of a finished run. Raises `Invalid` for what cannot work; KeyboardInterrupt
     leaves a checkpoint.
     """
-    engines.find(engine)  # before anything is left behind
+    engines.require(engine, experiment)  # before anything is left behind
     space = Space(memory, Path(out) if out is not None else None)
     before = Shorter.of(experiment, Path(start)) if start is not None else None
     if before:
@@ -108,20 +111,22 @@ def drive(
             if record and live.goes_on(fed) and not told.stopped:
                 record.reopen()
             while live.goes_on(fed) and not told.stopped:
-                before = live.server.previous
-                after, seen = _advance(live, fed, ask)
-                if evaluated := fed.evaluated(live.round) or not after.goes_on(fed):
-                    seconds = round(spent_before + time.perf_counter() - began, 3)
-                    lines.append(_measure(after, fed, seen, before) | ask.metrics | {"seconds": seconds})
-                    after = _written(after, record, lines[-1])
-                live = after  # not before: an interrupt saves a round only together with its line
+                before, at = live.server.previous, live.round
+                with live.whole() as stop:
+                    after, seen = _advance(live, fed, ask, stop)
+                    last = not after.goes_on(fed) and (not lines or lines[-1]["round"] < after.round)
+                    if evaluated := (after.round > at and fed.evaluated(at)) or last:
+                        seconds = round(spent_before + time.perf_counter() - began, 3)
+                        lines.append(_measure(after, fed, seen, before) | ask.metrics | {"seconds": seconds})
+                        after = _written(after, record, lines[-1])
+                    live = after  # not before: an interrupt saves a round only together with its line
                 (progress or _unheard)(live.round, lines[-1] if lines else {})
                 if evaluated:
                     told.tell(lines[-1])
                 if saver and saver.due(live):
                     saver.save(live)
     except KeyboardInterrupt:
-        if saver:
+        if saver and not live.torn:
             saver.save(live)
         raise
     else:
@@ -143,9 +148,7 @@ def drive(
     return replace(result, summary=result.summary | {"out": str(record.folder)})
 
 
-def _result(
-    fed: Federation, live: Standing, lines: list[Metrics], speed: float, stopped: list[str]
-) -> Result:
+def _result(fed: Federation, live: Run, lines: list[Metrics], speed: float, stopped: list[str]) -> Result:
     import pandas as pd  # slow to import, and of no use before
 
     return Result(
@@ -180,11 +183,11 @@ class _Saver:
     def __init__(self, record: Record, seconds: float) -> None:
         self.record, self.seconds, self.at, self.took = record, seconds, time.perf_counter(), 0.0
 
-    def due(self, live: Standing) -> bool:
+    def due(self, live: Run) -> bool:
         took = max(self.took, live.states.unsaved / DISK)
         return time.perf_counter() - self.at >= (self.seconds and max(self.seconds, took / SAVE_SHARE))
 
-    def save(self, live: Standing, rows: bool = True) -> None:
+    def save(self, live: Run, rows: bool = True) -> None:
         """Also the clients' rows, without which a run does not go on."""
         began = time.perf_counter()
         if not rows:
@@ -196,33 +199,41 @@ class _Saver:
         self.took = self.at - began
 
 
-def _start(fed: Federation, ask: engines.Ask, record: Record | None) -> Standing:
-    """Before the first round, or at the record's checkpoint."""
+def _start(fed: Federation, ask: engines.Ask, record: Record | None) -> Run:
+    """Before the first round, or at the record's checkpoint; raises `Invalid` where the clock's horizon is before."""
     first = ask.first(fed)
     saved = record.checkpoint() if record else None
+    kind: type[Run] = Course if isinstance(fed.experiment.method, Asynchronous) else Standing
     if record is None or saved is None:
-        return Standing.start(fed, first, record.states if record else None)
+        begun = kind.start(fed, first, record.states if record else None)
+        if fed.experiment.clock and not begun.goes_on(fed):
+            raise Invalid(
+                f"clock.horizon = {fed.experiment.clock.horizon}: the first message comes later; allow more"
+            )
+        return begun
     states = States.start(first, fed.computing, space=fed.space, file=record.states, saved=saved.get("rows"))
-    return Standing.at(fed, saved, states)
+    return kind.at(fed, saved, states)
 
 
 def _unheard(round: int, metrics: Metrics) -> None:
     """The progress of a run that shows none."""
 
 
-def _written(live: Standing, record: Record | None, line: Metrics) -> Standing:
+def _written(live: Run, record: Record | None, line: Metrics) -> Run:
     """The same with a line of the record."""
-    return replace(live, written=record.append(line)) if record else live
+    return live.at_line(record.append(line)) if record else live
 
 
-def _advance(now: Standing, fed: Federation, ask: engines.Ask) -> tuple[Standing, Seen | None]:
-    """The next round; None where too few answered."""
+def _advance(now: Run, fed: Federation, ask: engines.Ask, stop: list[bool]) -> tuple[Run, Seen | None]:
+    """The next round; None where too few answered, or it is to stop before."""
+    if isinstance(now, Course):
+        return now.advance(fed, ask, stop)
     asked = now.asked(fed)
     states, messages, answered = ask(fed, now.states.of(asked), now.told(fed), now.round, asked)
     return now.after(fed, states, messages, answered)
 
 
-def _measure(live: Standing, fed: Federation, seen: Seen | None, before: Tensor | None) -> Metrics:
+def _measure(live: Run, fed: Federation, seen: Seen | None, before: Tensor | None) -> Metrics:
     """Accuracy and loss on the test set, epsilon spent, and what the rule made of what it saw.
 
     deviation: how far the aggregate lies from the honest mean. byzantine_weight: that of the Byzantine rows in it,
@@ -246,7 +257,7 @@ def _measure(live: Standing, fed: Federation, seen: Seen | None, before: Tensor 
         if seen.clipped is not None:
             metrics["clipped"] = seen.clipped
         metrics |= _weights(fed, seen, before, live.round - 1)
-    metrics |= fed.bits(live.round)
+    metrics |= live.traffic(fed)
     if fed.experiment.clock:
         metrics["simulated_seconds"] = live.seconds
     if has_diverged(metrics, fed.classes):
@@ -302,15 +313,13 @@ def _weights(fed: Federation, seen: Seen, before: Tensor | None, round: int) -> 
     return metrics
 
 
-def _summary(
-    fed: Federation, live: Standing, last: Metrics, speed: float, stopped: list[str]
-) -> dict[str, Any]:
+def _summary(fed: Federation, live: Run, last: Metrics, speed: float, stopped: list[str]) -> dict[str, Any]:
     privacy, ledger = fed.experiment.privacy, live.promised(fed, bool(stopped))
     return {
         "accuracy": last.get("accuracy"),
         "loss": last["loss"],
         "rounds": last["round"],
-        "epsilon": ledger.epsilon if stopped and ledger else last.get("epsilon"),
+        "epsilon": (ledger.epsilon if ledger else None) if stopped else last.get("epsilon"),
         "delta": privacy.delta if privacy else None,
         "noise_multiplier": fed.ledger.multiplier if fed.ledger else None,
         "seconds": last["seconds"],

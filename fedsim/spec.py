@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import tomli_w
 
+from fedsim.asynchronous import Asynchronous
 from fedsim.batches import Batches, Full
 from fedsim.check import Component, Count, Invalid, Natural
 from fedsim.clock import Clock
@@ -22,6 +23,8 @@ from fedsim.task import Task
 from fedsim.types import Attack, Knowledge, Rule, Split
 
 __all__ = ["Experiment"]
+
+EXAMPLE = "clock = Clock(gradient=Ladder())"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,7 @@ class Experiment(Component):
         self._check_counts()
         self._check_attack()
         self._check_privacy()
+        self._check_asynchronous()
         self._check_clock()
 
     @property
@@ -75,12 +79,16 @@ class Experiment(Component):
 
     @property
     def rows(self) -> int:
-        """Rows that the rule sees in a round in which nobody is missing."""
+        """Rows that the rule sees in a round in which nobody is missing; the fewest of an asynchronous method."""
+        if isinstance(self.method, Asynchronous):
+            return self.method.rows(self.clients)
         return self.clients if self.method.server_memory else self.active
 
     @property
     def f_round(self) -> int:
         """f among these rows: the assumed share of all clients, rounded up. Missing replies do not lower it."""
+        if isinstance(self.method, Asynchronous):
+            return self.method.byzantine_rows(self.f_total, self.clients)
         return ceil(self.f_total * self.rows / self.clients)
 
     @property
@@ -104,6 +112,10 @@ class Experiment(Component):
             raise Invalid(
                 f"rule = {type(self.rule).__name__}: remembers clients at a server; among peers "
                 f"({type(self.method).__name__}) there is none"
+            )
+        if self.rows < 1:
+            raise Invalid(
+                f"method = {self.method!r}: leaves no row of {self.clients} clients; allowed is at least one"
             )
         self.rule.require(self.rows, self.f_round)
 
@@ -163,6 +175,42 @@ class Experiment(Component):
         if self.f is not None and self.f < self.byzantine:
             raise Invalid(
                 f"f = {self.f}: {name} must assume all {self.byzantine} Byzantine clients, whose rows may drop out"
+            )
+
+    def _check_asynchronous(self) -> None:
+        """What an asynchronous method needs, and what does not combine with one."""
+        if not isinstance(self.method, Asynchronous):
+            return
+        name, clock, privacy = type(self.method).__name__, self.clock, self.privacy
+        if clock is None:
+            raise Invalid(
+                f"method = {name}: acts on messages as they come, so it needs a clock, as in {EXAMPLE}"
+            )
+        refused = {
+            f"clock.deadline = {clock.deadline}: ends rounds": clock.deadline is not None,
+            f"cohort = {self.cohort}: is drawn for a round": self.cohort is not None,
+            "attacked = 'memory': is of rounds": self.attacked == "memory",
+            f"rule = {type(self.rule).__name__}: remembers clients by rounds": isinstance(
+                self.rule, MemoryRule
+            ),
+            "the method's uplink or downlink: draws places for a round": bool(
+                self.method.uplink or self.method.downlink
+            ),
+            "attack: knows the rule, and what it would see of a round": bool(
+                self.attack and "rule" in self.attack.needs
+            ),
+            "privacy: is central, and adds noise to a round's mean": bool(
+                privacy and privacy.level == "central"
+            ),
+            "privacy: has a schedule, by rounds": bool(privacy and privacy.scheduled),
+        }
+        for what, given in refused.items():
+            if given:
+                raise Invalid(f"{what}, and {name} has none; choose another, or a synchronous method")
+        if privacy and privacy.epsilon is not None:
+            raise Invalid(
+                f"privacy.epsilon = {privacy.epsilon:g} with {name}: how many messages a client sends follows from the "
+                "clock; give the noise, and stop_at_epsilon where a client is to stop"
             )
 
     def _check_clock(self) -> None:

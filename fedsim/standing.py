@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,8 @@ class Standing:
     def at(cls, fed: Federation, saved: dict[str, Any], states: States) -> Standing:
         """At a checkpoint, with the states that lie beside it."""
 
-        def moved(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {name: moved(item) for name, item in value.items()}
-            return value.to(fed.device) if isinstance(value, Tensor) else value
-
         ledger, round, seconds = opened(fed), saved["round"], saved["simulated_seconds"]
-        server, late = Server(**moved(saved["server"])), Late.load(moved(saved["late"]))
+        server, late = Server(**to_device(fed, saved["server"])), Late.load(to_device(fed, saved["late"]))
         return cls(
             round,
             server,
@@ -120,6 +116,23 @@ class Standing:
         coming = RoundTimes.of(fed, self.round + 1, seconds, late)
         return Standing(self.round + 1, server, kept, ledger, late, self.written, seconds, coming), seen
 
+    @property
+    def torn(self) -> bool:
+        """Whether it is within a step, and so no checkpoint: never, a step gives another one."""
+        return False
+
+    def whole(self) -> AbstractContextManager[list[bool]]:
+        """A step and its line of the record; an interrupt leaves what was before."""
+        return nullcontext([])
+
+    def at_line(self, written: int) -> Standing:
+        """The same with so many bytes of metrics."""
+        return replace(self, written=written)
+
+    def traffic(self, fed: Federation) -> dict[str, int]:
+        """What a client has sent and was sent."""
+        return fed.bits(self.round)
+
     def x(self, fed: Federation) -> Tensor:
         """The model (d,) to evaluate; among peers that of node 0, which is honest."""
         return self.server.x[0] if fed.experiment.method.peer else self.server.x
@@ -141,13 +154,12 @@ class Standing:
         ended = [self._ended(fed, stopped)] if stopped else []
         ledger = self.promised(fed, bool(stopped))
         if ledger is None or self.ledger is None:
-            return ended if fed.accounted else [UNACCOUNTED, *ended]
+            return noted(fed, None, ended)
         limit = ledger.privacy.stop_at_epsilon
         early = f"stopped after round {self.round}: one more would exceed stop_at_epsilon = {limit}"
         if not stopped and self.round < fed.experiment.rounds and not ledger.affords(self._members(fed)):
             ended = [early]
-        read = f"outside of the guarantee, read off all rows of the data: {', '.join(fed.reveals)}"
-        return [ledger.statement(), *ended, *ledger.warnings(), *([read] if fed.reveals else []), OUTSIDE]
+        return noted(fed, ledger, ended)
 
     def _ended(self, fed: Federation, stopped: Sequence[str]) -> str:
         """Who stopped the run, on what, and what that means for the guarantee."""
@@ -168,6 +180,23 @@ class Standing:
         ledger = self.ledger.dump() if self.ledger else {}
         timed = {"simulated_seconds": self.seconds, "late": self.late.dump()}
         return {"round": self.round, "server": server, "metrics_bytes": self.written, **timed, **ledger}
+
+
+def noted(fed: Federation, ledger: Ledger | None, ended: list[str]) -> list[str]:
+    """What is said of a run that ended so: what it promises first, then warnings."""
+    if ledger is None:
+        return ended if fed.accounted else [UNACCOUNTED, *ended]
+    read = f"outside of the guarantee, read off all rows of the data: {', '.join(fed.reveals)}"
+    return [ledger.statement(), *ended, *ledger.warnings(), *([read] if fed.reveals else []), OUTSIDE]
+
+
+def to_device(fed: Federation, value: Any) -> Any:
+    """What a checkpoint holds, on the federation's device."""
+    if isinstance(value, dict):
+        return {name: to_device(fed, item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [to_device(fed, item) for item in value]
+    return value.to(fed.device) if isinstance(value, Tensor) else value
 
 
 def opened(fed: Federation) -> Ledger | None:

@@ -49,7 +49,7 @@ class RoundTimes:
         keys, clock, busy = fed.keys, fed.experiment.clock, set(late.ids.tolist())
         if clock is None:
             return None
-        load = load_of(fed)
+        load = load_of(fed, round)
         free = [client for client in fed.cohort(round).tolist() if client not in busy]
         away = {client: clock.absence(keys, client, begun, begun)[1] for client in free}
         asked = [client for client in free if not begun < away[client] < np.inf]
@@ -123,7 +123,8 @@ def in_time(
     return whole.part(arrived), whole.part(~arrived)
 
 
-def load_of(fed: Federation) -> Load:
+def load_of(fed: Federation, round: int) -> Load:
     """What an attempt of a client of this experiment is made of."""
-    method, bits = fed.experiment.method, fed.bits(1)
-    return Load(method.steps * method.gradients, bits["uplink_bits"], bits["downlink_bits"])
+    method, until, before = fed.experiment.method, fed.bits(round + 1), fed.bits(round)
+    up, down = (until[name] - before[name] for name in ("uplink_bits", "downlink_bits"))
+    return Load(method.steps * method.gradients, up, down)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
@@ -21,7 +22,13 @@ from fedsim.check import Component, Invalid
 from fedsim.layout import Layout
 
 State = dict[str, Tensor]
+Round = int | NDArray[np.int64]  # of all clients, or the attempt (k,) that each of k is at
 Knowledge = Literal["own", "honest", "rule"]
+
+
+def at(round: Round, clients: slice | int) -> Any:
+    """The round of some of k clients, or of one."""
+    return round if isinstance(round, int) else round[clients]
 
 
 # ---------------------------------------------------------------- data and model

@@ -2,6 +2,14 @@
 
 from fedsim.strategies.kernels.base import Chain
 from fedsim.strategies.methods.adam import Adam
+from fedsim.strategies.methods.buffers import (
+    AsyncSGD,
+    DelayAdaptiveSGD,
+    FedAsync,
+    FedBuff,
+    Rennala,
+    Ringmaster,
+)
 from fedsim.strategies.methods.clip21 import ByzClip21SGD2M, ByzClip21SGD2MPlus, Clip21SGD2M
 from fedsim.strategies.methods.differences import DIANA, MARINA
 from fedsim.strategies.methods.dshb import ByzClipSGD, SafeDSHB
@@ -17,6 +25,7 @@ from fedsim.strategies.methods.scion import DropMuon, Gluon, Scion
 from fedsim.strategies.methods.servers import FRUGAL, NGNM, SWAN, DiffGrad, SGDSaI
 from fedsim.strategies.methods.sgd import FedAvg, FedSGD, HeavyBall
 from fedsim.strategies.methods.signsgd import HeavyTailSign, SignSGD, Signum
+from fedsim.strategies.methods.tables import IA2SGD, Malenia, Ringleader
 from fedsim.strategies.methods.votes import SSDM, SSVRMV, DVRSign, StochasticVote
 from fedsim.strategies.rules.coordinate import MeanAroundMedian, Median, Phocas, TrimmedMean
 from fedsim.strategies.rules.diameter import MDA
@@ -39,6 +48,7 @@ __all__ = [
     "EF14",
     "EF21",
     "FRUGAL",
+    "IA2SGD",
     "MARINA",
     "MDA",
     "NGNM",
@@ -52,6 +62,7 @@ __all__ = [
     "SSVRMV",
     "SWAN",
     "Adam",
+    "AsyncSGD",
     "Bucketing",
     "Bulyan",
     "ByzClip21SGD2M",
@@ -63,6 +74,7 @@ __all__ = [
     "Clip21SGD2M",
     "Clipping",
     "DVRSign",
+    "DelayAdaptiveSGD",
     "DiffGrad",
     "Ditto",
     "DropMuon",
@@ -72,9 +84,11 @@ __all__ = [
     "FLTrust",
     "FedAdagrad",
     "FedAdam",
+    "FedAsync",
     "FedAvg",
     "FedAvgM",
     "FedBN",
+    "FedBuff",
     "FedDyn",
     "FedMuon",
     "FedNova",
@@ -91,6 +105,7 @@ __all__ = [
     "JaguarSignSGD",
     "Krum",
     "MajorityVote",
+    "Malenia",
     "Mean",
     "MeanAroundMedian",
     "Median",
@@ -101,6 +116,9 @@ __all__ = [
     "NoisyMedian",
     "PerLayer",
     "Phocas",
+    "Rennala",
+    "Ringleader",
+    "Ringmaster",
     "SGDSaI",
     "SafeDSHB",
     "Scion",

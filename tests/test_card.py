@@ -22,6 +22,7 @@ from card import CARD, Card
 from torch import Tensor
 
 from fedsim import engines, runner
+from fedsim.asynchronous import Asynchronous
 from fedsim.attacks import Adaptive, Mimic, WorstCase
 from fedsim.batches import Fixed
 from fedsim.check import Invalid
@@ -135,9 +136,10 @@ def instance(kind: str, name: str) -> Any:
 
 
 def names(kind: str) -> list[str]:
-    """The components of a kind, without their common base."""
+    """The components of a kind that work in rounds, without their common base."""
     base = catalog.KINDS[kind][1].partition(":")[2]
-    return [name for name in catalog.names(kind) if name != base and name not in ELSEWHERE]
+    known = {name: cls for name, cls in catalog.names(kind).items() if not issubclass(cls, Asynchronous)}
+    return [name for name in known if name != base and name not in ELSEWHERE]
 
 
 def of(kind: str) -> Any:

@@ -20,6 +20,7 @@ NOUNS = (
     "fedsim.held",
     "fedsim.types",
     "fedsim.method",
+    "fedsim.asynchronous",
     "fedsim.recall",
     "fedsim.losses",
     "fedsim.keys",
@@ -55,6 +56,8 @@ RUNTIME = (
     "fedsim.timing",
     "fedsim.standing",
     "fedsim.personal",
+    "fedsim.attempts",
+    "fedsim.course",
     "fedsim.prolong",
     "fedsim.runner",
 )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from fedsim.accounting import gaussian_epsilon, gaussian_mu
+from fedsim.asynchronous import Asynchronous
 from fedsim.check import Invalid
 from fedsim.experiments.audit.bounds import (
     Counts,
@@ -128,6 +129,11 @@ def audit(
     The noise is as calibrated for the whole experiment, times `noise_factor`, of which the ledger knows nothing.
     Raises `Invalid` where clients add no noise.
     """
+    if isinstance(experiment.method, Asynchronous):
+        raise Invalid(
+            f"audit: {type(experiment.method).__name__} has no rounds to look at; allowed is a synchronous method with "
+            "the same noise"
+        )
     if not isinstance(experiment.privacy, ExampleDP | MessageDP):
         raise Invalid("audit: nothing to test where clients add no noise; allowed is ExampleDP or MessageDP")
     fed = Shadows(experiment, runs, noise_factor, device, dataset)

@@ -32,7 +32,7 @@ from fedsim.privacy import MessageDP
 from fedsim.privacy.ledger import Ledger
 from fedsim.spec import Experiment
 from fedsim.strategies import Mean
-from fedsim.types import Batch, Dataset, Examples, State, on_inputs
+from fedsim.types import Batch, Dataset, Examples, Round, State, on_inputs
 
 NUMBERS = 1 << 22  # at work at a time
 FAR = 1e4  # how far out a gradient lies where the message is clipped: beyond any bound
@@ -114,7 +114,7 @@ class Shadows(Federation):
         rows: Tensor,
         deviations: Tensor,
         purpose: str,
-        round: int,
+        round: Round,
         ids: Ids,
         call: int = 0,
         out: Tensor | None = None,
@@ -122,6 +122,7 @@ class Shadows(Federation):
         before = rows.clone() if self.evidence and purpose in ("gradient", "message") else None
         sent = super().add_gaussian_noise(rows, deviations, purpose, round, ids, call, out)
         if before is not None:
+            assert isinstance(round, int)  # asynchronous methods are refused
             self._see(before, sent, purpose, round, ids, call)
         return sent
 

@@ -30,11 +30,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Load:
-    """What an attempt is made of: gradients, one after the other, and the bits of its message and of the model."""
+    """What an attempt is made of: gradients, one after the other, the bits of its message, and those of the model.
+
+    Where the client has the model already, nothing is sent to it (None).
+    """
 
     gradients: int
     up: int
-    down: int
+    down: int | None
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Clock(Component):
         left, back = self.absence(keys, client, now, arrived)
         return Spell(now, sent, arrived) if left == inf else Spell(now, sent, inf, left, back)
 
-    def _message(self, keys: Keys, client: int, message: int, bits: int, *, up: bool) -> float:
-        return (
-            0.0 if self.network is None else self.network.message_seconds(keys, client, message, bits, up=up)
-        )
+    def _message(self, keys: Keys, client: int, message: int, bits: int | None, *, up: bool) -> float:
+        if self.network is None or bits is None:
+            return 0.0
+        return self.network.message_seconds(keys, client, message, bits, up=up)

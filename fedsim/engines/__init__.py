@@ -9,20 +9,23 @@ from typing import Any, Protocol, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.asynchronous import Asynchronous
 from fedsim.check import Invalid, nearest
 from fedsim.federation import Federation
 from fedsim.round import Messages
-from fedsim.types import State
+from fedsim.spec import Experiment
+from fedsim.types import Round, State
 
+APART = ("loop", "vector")  # where each client may be at a model, and an attempt, of its own
 ENGINES = {name: f"fedsim.engines.{name}" for name in ("loop", "vector", "grid", "ray")}
 T = TypeVar("T")
 
 
 class Engine(Protocol):
     def __call__(
-        self, fed: Federation, states: State, told: State, round: int, ids: NDArray[np.int64]
+        self, fed: Federation, states: State, told: State, round: Round, ids: NDArray[np.int64]
     ) -> tuple[State, Messages]:
-        """The step of clients `ids` at what the server broadcasts, by name.
+        """The step of clients `ids` at what the server broadcasts, by name; or each at a row of that, in its attempt.
 
         `states` holds a row for each of these, (k, ...), and is not written to; returned are the states after the step
         and the messages, all in the order of `ids`. Where it is enough (`fed.mean_only`) these may be their mean alone.
@@ -40,7 +43,7 @@ class Ask(Protocol):
         ...
 
     def __call__(
-        self, fed: Federation, states: State, told: State, round: int, ids: NDArray[np.int64]
+        self, fed: Federation, states: State, told: State, round: Round, ids: NDArray[np.int64]
     ) -> tuple[State, Messages, NDArray[np.int64]]:
         """As an engine, of the clients whose messages came back; and their ids, in order."""
         ...
@@ -56,7 +59,7 @@ class Everyone:
         return fed.client_state()
 
     def __call__(
-        self, fed: Federation, states: State, told: State, round: int, ids: NDArray[np.int64]
+        self, fed: Federation, states: State, told: State, round: Round, ids: NDArray[np.int64]
     ) -> tuple[State, Messages, NDArray[np.int64]]:
         if not len(ids):  # a cohort of Byzantine clients who compute nothing
             return states, Messages(fed.x0.new_empty(0, fed.width)), ids
@@ -71,6 +74,16 @@ def hosted(name: str, fed: Federation, body: Callable[[Ask], T]) -> T:
     """`body` with the clients of engine `name` to ask; an engine may bring up what it needs around it."""
     module = find(name)
     return cast(T, module.host(fed, body)) if hasattr(module, "host") else body(Everyone(module.rows))
+
+
+def require(name: str, experiment: Experiment) -> None:
+    """Raise `Invalid` where an engine is unknown, or does not run such an experiment."""
+    find(name)
+    if isinstance(experiment.method, Asynchronous) and name not in APART:
+        raise Invalid(
+            f"engine = {name!r} with method = {type(experiment.method).__name__}: asks all clients the same; "
+            f"asynchronous methods run on {' and '.join(APART)}"
+        )
 
 
 def find(name: str) -> Any:

@@ -17,8 +17,8 @@ from fedsim.layout import LARGE, clip_, clip_factor
 from fedsim.machine.threads import each, one_thread
 from fedsim.mechanism import Mechanism
 from fedsim.method import Method
-from fedsim.round import Messages
-from fedsim.types import Batch, State
+from fedsim.round import Messages, told_to
+from fedsim.types import Batch, Round, State, at
 
 CACHED = 2**20  # numbers in a group's rows on a CPU: small enough for the caches, large enough for Python
 ALONE = 2**24  # products of an example and a parameter: so many are the work of one thread
@@ -31,7 +31,7 @@ class Clients(AtClients):
     sent: Tensor | None = None  # where their messages are to be, if anywhere
 
     def __init__(
-        self, fed: Federation, ids: Ids, round: int, state: State, told: State, batch: Batch | None
+        self, fed: Federation, ids: Ids, round: Round, state: State, told: State, batch: Batch | None
     ) -> None:
         super().__init__(fed, ids, round, told)
         self.batch = batch
@@ -59,14 +59,14 @@ class Clients(AtClients):
         return self.draws.own(count)
 
     def compress(self, message: Tensor) -> Tensor:
-        rounding = Draws(self.fed, "uplink", self.round, self.ids)
-        return self.uplink(message, self.layout, rounding.own, places(self.fed, self.round))
+        rounding = Draws(self.fed, "uplink", self.address, self.ids)
+        return self.uplink(message, self.layout, rounding.own, places(self.fed, self.address))
 
     def noisy(self, message: Tensor) -> Tensor:
         if self.fed.message_privacy is None:
             return message
         self.noise_once()
-        return self.fed.noisy(message, "message", self.round, self.ids, out=self.sent)
+        return self.fed.noisy(message, "message", self.address, self.ids, out=self.sent)
 
     def buffer(self, name: str) -> Tensor | None:
         return None
@@ -133,9 +133,9 @@ class Group(Clients):
     def __init__(
         self, share: Share, part: slice, state: State, batch: Batch, after: State, sent: Tensor
     ) -> None:
-        peer = share.fed.experiment.method.peer
-        told = {name: value[part] for name, value in share.told.items()} if peer else share.told
-        super().__init__(share.fed, share.ids[part], share.round, state, told, batch)
+        apart = share.x.dim() == 2
+        told = {name: value[part] for name, value in share.told.items()} if apart else share.told
+        super().__init__(share.fed, share.ids[part], at(share.address, part), state, told, batch)
         self.share, self.part = share, part
         self.after, self.sent = after, sent  # where new states and messages are to be
 
@@ -169,7 +169,7 @@ class Group(Clients):
 
 
 @one_thread()
-def rows(fed: Federation, states: State, told: State, round: int, ids: Ids) -> tuple[State, Messages]:
+def rows(fed: Federation, states: State, told: State, round: Round, ids: Ids) -> tuple[State, Messages]:
     """The states after the step and the messages, with room for others; or where it is enough their mean.
 
     Then messages are added up as they come, and gradients that are messages are none before they are added up. Where
@@ -179,12 +179,13 @@ def rows(fed: Federation, states: State, told: State, round: int, ids: Ids) -> t
         after, mean = _sum(fed, states, told, round, ids) or _step(fed, states, told, round, ids, None)
         if isfinite(mean.sum()):
             return after, Messages(mean, mean_only=True)
-    spare = fed.space.empty(fed.x0, len(fed.cohort(round)), fed.width)
+    room = len(fed.cohort(round)) if isinstance(round, int) else len(ids)
+    spare = fed.space.empty(fed.x0, room, fed.width)
     after, _ = _step(fed, states, told, round, ids, spare)
     return after, Messages(spare[: len(ids)], spare)
 
 
-def _sum(fed: Federation, states: State, told: State, round: int, ids: Ids) -> tuple[State, Tensor] | None:
+def _sum(fed: Federation, states: State, told: State, round: Round, ids: Ids) -> tuple[State, Tensor] | None:
     """The states after the step and the mean message (1, d) of clients who send their gradient, by whole products.
 
     None where they send anything else, or clip what follows from the layers no more.
@@ -217,7 +218,7 @@ def _added(fed: Federation, work: Callable[[slice], Tensor], shares: list[slice]
 
 
 def _step(
-    fed: Federation, states: State, told: State, round: int, ids: Ids, spare: Tensor | None
+    fed: Federation, states: State, told: State, round: Round, ids: Ids, spare: Tensor | None
 ) -> tuple[State, Tensor]:
     """Shares of the clients, each on one thread: the gradients of a share at once, what is made of them by groups.
 
@@ -233,15 +234,15 @@ def _step(
 
     def work(share: slice) -> Tensor:
         mine = {name: value[share] for name, value in states.items()}
-        here = {name: value[ids[share]] for name, value in told.items()} if method.peer else told
-        env = Share(fed, ids[share], round, mine, here, fed.batch(round, ids[share]) if once else None)
+        here, now = told_to(fed, told, ids, share), at(round, share)
+        env = Share(fed, ids[share], now, mine, here, fed.batch(now, ids[share]) if once else None)
         total = fed.x0.new_zeros(1, 0 if spare is not None else width)
         places = fed.x0.new_empty(min(group_size, len(env.ids)), width) if spare is None else spare[share]
         for part in _cut(len(env.ids), group_size):
             new = {name: value[share][part] for name, value in after.items()}
             place = places[: part.stop - part.start] if spare is None else places[part]
             state = {name: value[part] for name, value in mine.items()}
-            batch = env.batch.part(part) if env.batch else fed.batch(round, env.ids[part])
+            batch = env.batch.part(part) if env.batch else fed.batch(at(now, part), env.ids[part])
             group = Group(env, part, state, batch, new, place)
             state, sent = method.client_step(state, group.x, batch, group)
             group.require_noised()
@@ -261,7 +262,7 @@ def _step(
     return after, spare
 
 
-def _shares(fed: Federation, ids: Ids, round: int) -> list[slice]:
+def _shares(fed: Federation, ids: Ids, round: Round) -> list[slice]:
     """The clients in shares, cut by the shape of their work alone, not by threads: sums depend on where they are cut.
 
     A share costs time of its own: four times the work are twice as many. The gradients of a step fit the memory.
@@ -283,9 +284,11 @@ def _examples(fed: Federation, ids: Ids) -> int:
     return ceil(float(fed.experiment.batches.expected(fed.sizes[ids]).max()))
 
 
-def _route(fed: Federation, ids: Ids, round: int) -> Route:
+def _route(fed: Federation, ids: Ids, round: Round) -> Route:
     steps = fed.experiment.method.steps
-    return fed.gradients.route or fed.gradients.choose(next(fed.batch(round, ids[:1]).split(steps)))
+    return fed.gradients.route or fed.gradients.choose(
+        next(fed.batch(at(round, slice(1)), ids[:1]).split(steps))
+    )
 
 
 def _put(value: Tensor, place: Tensor) -> None:

@@ -21,7 +21,7 @@ from fedsim.flower.order import ARRAYS, EXAMPLES, OWN_DATA, Order
 from fedsim.flower.payload import Payload, received, size
 from fedsim.flower.replies import SetAside, collect
 from fedsim.round import Messages
-from fedsim.types import State
+from fedsim.types import Round, State
 
 MOST_EXAMPLES = 10**12  # of a client: float64 adds such numbers exactly
 FIRST: State = {"accepted": torch.tensor(-1)}  # what is kept of a client that has not answered yet
@@ -63,9 +63,10 @@ class Remote:
         return FIRST
 
     def __call__(
-        self, fed: Federation, states: State, told: State, round: int, ids: Ids
+        self, fed: Federation, states: State, told: State, round: Round, ids: Ids
     ) -> tuple[State, Messages, Ids]:
         """States, messages (k, d) and the ids of the k clients whose these are, in order."""
+        assert isinstance(round, int)  # asynchronous methods have engines of their own
         asked = self.ask(fed, states, told, round, ids)
         return self.read(fed, round, ids, asked, self.grid.send_and_receive(asked, timeout=self.wire.timeout))
 

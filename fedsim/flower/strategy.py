@@ -10,6 +10,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedsim.check import Invalid
 from fedsim.federation import Federation
 from fedsim.flower.remote import FIRST, Remote, Wire, discover, told_record
 from fedsim.spec import Experiment
@@ -26,6 +27,10 @@ class MethodStrategy(Strategy):
     """
 
     def __init__(self, experiment: Experiment, *, run: str = "strategy", wire: Wire | None = None) -> None:
+        if experiment.clock is not None:
+            raise Invalid(
+                "clock: simulates seconds, and a Flower app takes seconds of its own; allowed is none"
+            )
         self.fed, self._run, self._wire = Federation(experiment), run, wire
         self._standing = Standing.start(self.fed, FIRST)
         self.initial_arrays = self._arrays

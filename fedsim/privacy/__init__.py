@@ -112,6 +112,11 @@ class Privacy(Component):
         honest = ids[ids < clients]
         return None if (self.all_pay and secret) or len(honest) == clients else honest
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether anything changes with the round."""
+        return self.schedule is not None
+
     def counts_rounds(self, batches: Batches) -> bool:
         """Whether what a client pays depends on the number of its rounds alone, not on which ones they are."""
         return self.schedule is None
@@ -274,6 +279,10 @@ class ExampleDP(Privacy):
             allowed = f"allowed is from {LEAST_CLIP:g} to {MOST_CLIP:g}"
             raise Invalid(f"ExampleDP.clip = {self.clip!r}: {bound:.3g} in round {round}; {allowed}")
         return bound
+
+    @property
+    def scheduled(self) -> bool:
+        return super().scheduled or isinstance(self.clip, Schedule)
 
     def require(self, plan: Plan, rounds: int, moved: float) -> None:
         super().require(plan, rounds, moved)

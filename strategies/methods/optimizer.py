@@ -19,8 +19,10 @@ from fedsim.types import State
 class Here(Protocol):
     """What an optimizer needs to know: the round, and the blocks of x. Clients and the server have it."""
 
-    round: int
     layout: Layout
+
+    @property
+    def round(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,293 @@
+"""An asynchronous run: messages come one by one, on the clock, and gradients are worked out when one falls due.
+
+A gradient depends on its client's state, its model and its address (client, attempt) alone. So when one is needed that
+is not there, those of all who are at work are worked out in one call, each at its own model, and nothing depends on
+which ones: all at once, one by one, or again after a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from fedsim.asynchronous import Asynchronous, Due
+from fedsim.attempts import Attempts
+from fedsim.engines import Ask
+from fedsim.env import AtServer
+from fedsim.federation import Federation
+from fedsim.machine.interrupts import held
+from fedsim.privacy.ledger import Ledger
+from fedsim.round import Seen, Server, require
+from fedsim.standing import noted, to_device
+from fedsim.states import States
+from fedsim.types import State, View
+
+AT_ONCE = 2**25  # numbers of the messages that are worked out in one call
+
+
+@dataclass
+class Course:
+    """Where an asynchronous run stands between two events. Unlike a `Standing` it changes in place.
+
+    round     updates of the model until now
+    seconds   of the last event
+    clients   what every client is at work on
+    held      the model that each client has
+    ready     (state after, message) of attempts that are worked out already
+    heard     the last message of each honest client, where the adversary knows it
+    """
+
+    round: int
+    server: Server
+    states: States
+    clients: Attempts
+    held: list[Tensor]
+    seconds: float = 0.0
+    heard: dict[int, Tensor] = field(default_factory=dict)
+    written: int = 0
+    ready: dict[int, tuple[State, Tensor]] = field(default_factory=dict)
+    torn: bool = False  # within a step
+    lazy: bool = True  # False: one by one, for tests
+    calls: int = 0  # of an engine, since the run was begun or resumed
+
+    @classmethod
+    def start(cls, fed: Federation, first: State, file: Path | None = None) -> Course:
+        """Before the first event: every client is handed the initial model."""
+        server, clients = Server.start(fed), Attempts.none(fed)
+        course = cls(0, server, States.start(first, fed.computing, space=fed.space, file=file), clients, [])
+        course.held = [server.x] * fed.experiment.clients
+        for client in range(fed.experiment.clients):
+            clients.begin(client, 0.0, 0, told=True)
+        return course
+
+    @classmethod
+    def at(cls, fed: Federation, saved: dict[str, Any], states: States) -> Course:
+        """At a checkpoint."""
+        found = to_device(fed, saved)
+        clients = Attempts.restored(fed, saved["clients"])
+        models = dict(zip(saved["versions"].tolist(), found["models"], strict=True))
+        heard = dict(zip(saved["heard ids"].tolist(), found["heard"], strict=True))
+        mine = [models[version] for version in clients.version.tolist()]
+        server, seconds, written = (
+            Server(**found["server"]),
+            saved["simulated_seconds"],
+            saved["metrics_bytes"],
+        )
+        return cls(saved["round"], server, states, clients, mine, seconds, heard, written)
+
+    def dump(self) -> dict[str, Any]:
+        """The checkpoint, without the clients' states; what is worked out already is worked out again."""
+        now, clients = self.server, self.clients
+        models = dict(zip(clients.version.tolist(), self.held, strict=True))
+        return {
+            "round": self.round,
+            "server": {
+                "state": now.state,
+                "previous": now.previous,
+                "memory": now.memory,
+                "recall": now.recall,
+            },
+            "metrics_bytes": self.written,
+            "simulated_seconds": self.seconds,
+            "clients": clients.dump(),
+            "versions": torch.tensor(list(models)),
+            "models": list(models.values()),
+            "heard ids": torch.tensor(list(self.heard), dtype=torch.int64),
+            "heard": list(self.heard.values()),
+        }
+
+    # ------------------------------------------------------------ what a run asks of it
+    def goes_on(self, fed: Federation) -> bool:
+        """Whether updates are left to make, and a message comes before the clock's horizon."""
+        coming = self.clients.next
+        return self.round < fed.experiment.rounds and coming < inf and coming <= self.clients.clock.end
+
+    @property
+    def ledger(self) -> Ledger | None:
+        return self.clients.ledger
+
+    def x(self, fed: Federation) -> Tensor:
+        return self.server.x
+
+    @contextmanager
+    def whole(self) -> Iterator[list[bool]]:
+        """A step and its line of the record: what an interrupt must not cut in two."""
+        with held() as stop:
+            self.torn = True
+            yield stop
+            self.torn = False
+
+    def at_line(self, written: int) -> Course:
+        """The same with so many bytes of metrics."""
+        self.written = written
+        return self
+
+    def traffic(self, fed: Federation) -> dict[str, int]:
+        """Bits that a client has sent and was sent, on average; messages of all, and how much work was dropped."""
+        once, n = fed.bits(1), fed.experiment.clients
+        sent, told = self.clients.arrivals, self.clients.told
+        return {
+            "uplink_bits": round(once["uplink_bits"] * sent / n),
+            "downlink_bits": round(once["downlink_bits"] * told / n),
+            "arrivals": sent,
+            "dropped": self.clients.dropped,
+        }
+
+    def promised(self, fed: Federation, stopped: bool) -> Ledger | None:
+        """The ledger of what is promised; None where the run chose its end by what it saw: nobody knows what a longer
+        one would have cost.
+        """
+        return None if stopped else self.ledger
+
+    def notes(self, fed: Federation, stopped: Sequence[str] = ()) -> list[str]:
+        """What a report says of the run's privacy, the statement first, then warnings; and who stopped."""
+        ended, out = [], int(self.clients.spent.sum())
+        if stopped:
+            ended.append(f"stopped after update {self.round} by {', '.join(stopped)}")
+        if stopped and self.ledger:
+            ended.append(
+                f"no epsilon: what came out chose the end ({self.ledger.epsilon:.4g} was spent until then)"
+            )
+        if out:
+            ended.append(f"{out} clients stopped: one more message would exceed stop_at_epsilon")
+        return noted(fed, self.promised(fed, bool(stopped)), ended)
+
+    def advance(self, fed: Federation, ask: Ask, stop: list[bool]) -> tuple[Course, Seen | None]:
+        """Events until the model moves; None where the run ends, or is to stop, before."""
+        before = self.round
+        while self.goes_on(fed) and not stop:
+            seen = self._event(fed, ask)
+            if self.round > before:
+                return self, seen
+        return self, None
+
+    # ------------------------------------------------------------ one event
+    def _event(self, fed: Federation, ask: Ask) -> Seen | None:
+        """The next message, or the next return of a client that had gone away; what the rule saw where it moved."""
+        clients, method = self.clients, _method(fed)
+        self.seconds, client, arrives = clients.pop()
+        if not arrives:
+            self._hand(client)
+            return None
+        row = self._message(fed, ask, client)
+        clients.pay(client)
+        if client >= fed.experiment.honest and fed.experiment.attack is not None:
+            row = self._forged(fed, ask, client, row)
+        state, due = method.arrive(self.server.state, row, client, self.round - int(clients.version[client]))
+        self.server, seen = self._moved(fed, state, due)
+        again = method.restart(self.server.state, client, due is not None)
+        for other in again:
+            if other == client or clients.interrupt(other, self.seconds):
+                self._hand(other)
+        if client not in again:
+            clients.begin(client, self.seconds, int(clients.version[client]), told=False)
+        return seen
+
+    def _hand(self, client: int) -> None:
+        """Have a client begin anew at the server's model, which it may have already."""
+        self.ready.pop(client, None)
+        told = self.round != int(self.clients.version[client])
+        self.held[client] = self.server.x
+        self.clients.begin(client, self.seconds, self.round, told=told)
+
+    def _message(self, fed: Federation, ask: Ask, client: int) -> Tensor:
+        """A client's message, by when its state is that after the step."""
+        if client >= fed.computing:
+            return fed.x0.new_zeros(fed.width)
+        if client not in self.ready:
+            self._work(fed, ask, client)
+        state, row = self.ready.pop(client)
+        ids = np.array([client])
+        self.states = self.states.after(ids, {name: value[None] for name, value in state.items()})
+        if client < fed.experiment.honest and _listens(fed):
+            self.heard[client] = row
+        return row
+
+    def _work(self, fed: Federation, ask: Ask, client: int) -> None:
+        """Work out a client's message, and with it those of others at work: the next to come first."""
+        if self.lazy:
+            most = max(1, AT_ONCE // max(fed.width, fed.x0.numel()))
+            waiting = [c for c in self.clients.at_work(fed.computing) if c not in self.ready and c != client]
+            waiting.sort(key=lambda c: (self.clients.time[c], c))
+            ids = np.array(sorted([client, *waiting[: most - 1]]))
+        else:
+            ids = np.array([client])
+        attempt = self.clients.attempt[ids]
+        width = fed.experiment.batches.width(
+            fed.choice, attempt, ids, fed.sizes[ids], fed.experiment.method.steps
+        )
+        for each in np.unique(width):  # batches of one width: padding would change how sums are added up
+            some = ids[width == each]
+            told = {fed.experiment.method.sends: torch.stack([self.held[c] for c in some.tolist()])}
+            states, messages, _ = ask(fed, self.states.of(some), told, self.clients.attempt[some], some)
+            self.calls += 1
+            for j, c in enumerate(
+                some.tolist()
+            ):  # copies: the others' rows are not to be kept because of one
+                self.ready[c] = {name: v[j].clone() for name, v in states.items()}, messages.rows[j].clone()
+
+    def _moved(self, fed: Federation, state: State, due: Due | None) -> tuple[Server, Seen | None]:
+        """Aggregate what is due, and step."""
+        server, experiment = self.server, fed.experiment
+        if due is None:
+            return Server(state, server.previous, server.memory), None
+        rows, ids = due.rows, due.ids
+        if len(ids) > 1 and bool((ids[1:] < ids[:-1]).any()):
+            order = ids.argsort(stable=True)
+            rows, ids = rows[order], ids[order]
+        generator = Generator(fed.device).manual_seed(fed.rule_seed(self.round))
+        aggregate = fed.rule(rows, experiment.f_round, previous=server.previous, generator=generator)
+        require(fed.rule, aggregate, tuple(rows.shape[1:]), rows)
+        state = experiment.method.step(state, aggregate, AtServer(fed, self.round))
+        self.round += 1
+        seen = Seen(rows, int((ids < experiment.honest).sum()), aggregate)
+        return Server(state, aggregate, server.memory), seen
+
+    def _forged(self, fed: Federation, ask: Ask, client: int, row: Tensor) -> Tensor:
+        """What a Byzantine client sends: its row of what all of them would send now, of their work under way."""
+        experiment, attack = fed.experiment, fed.experiment.attack
+        assert attack is not None
+        if "honest" in attack.needs and not self.heard:
+            return torch.zeros_like(row)  # nobody has sent anything yet that it could be made of
+        f, honest = experiment.byzantine, [self.heard[c] for c in sorted(self.heard)]
+        own = row.expand(f, -1).clone()
+        for other in range(experiment.honest, fed.computing):
+            if other != client and self.clients.attempt[other] >= 0:
+                if other not in self.ready:
+                    self._work(fed, ask, other)
+                own[other - experiment.honest] = self.ready[other][1]
+        attempt = int(self.clients.attempt[client])
+        view = View(
+            n=len(honest) + f if honest else experiment.clients,
+            f=f,
+            round=self.round,
+            x=self.server.x,
+            generator=fed.keys.generator("attack", attempt, client, device=fed.device),
+            own=own if "own" in attack.needs else None,
+            honest=torch.stack(honest) if honest else None,
+            ids=torch.tensor(sorted(self.heard)) if honest else None,
+            numbers=fed.width,
+        )
+        forged, memory = attack.remember(view, self.server.memory)
+        require(attack, forged, (f, fed.width), own)
+        self.server = Server(self.server.state, self.server.previous, memory)
+        return forged[client - experiment.honest]
+
+
+def _method(fed: Federation) -> Asynchronous:
+    method = fed.experiment.method
+    assert isinstance(method, Asynchronous)
+    return method
+
+
+def _listens(fed: Federation) -> bool:
+    """Whether the adversary makes its messages of honest ones."""
+    return fed.experiment.attack is not None and "honest" in fed.experiment.attack.needs
