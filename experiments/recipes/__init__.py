@@ -11,6 +11,8 @@ from fedsim.experiments.recipes.cifar import cifar_robust
 from fedsim.experiments.recipes.compression import compression
 from fedsim.experiments.recipes.demo import mnist_robust, quickstart
 from fedsim.experiments.recipes.history import bucketing, centred_clipping
+from fedsim.experiments.recipes.layer_bits import layer_bits
+from fedsim.experiments.recipes.layer_steps import layer_attacks, newton_schulz
 from fedsim.experiments.recipes.median_mean import median_versus_mean
 from fedsim.experiments.recipes.mixing import fixing_by_mixing
 from fedsim.experiments.recipes.monna import monna
@@ -30,9 +32,12 @@ __all__ = [
     "cifar_robust",
     "compression",
     "fixing_by_mixing",
+    "layer_attacks",
+    "layer_bits",
     "median_versus_mean",
     "mnist_robust",
     "monna",
+    "newton_schulz",
     "private_signs",
     "private_utility",
     "quickstart",

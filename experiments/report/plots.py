@@ -121,7 +121,8 @@ def over_rounds(
         figure, (axes,) = canvas()
         plot = Plot(name, figure)
         for number, (title, runs) in enumerate(lines):
-            shown = runs.groupby("round")[metric].agg(["mean", "min", "max"])
+            held = runs[metric].astype(float)  # a run whose every value is none has objects
+            shown = held.groupby(runs["round"]).agg(["mean", "min", "max"])
             scale = 100 if metric == "accuracy" else 1
             gid, style = f"s-{name}-{number}", look(number)
             axes.plot(shown.index, scale * shown["mean"], gid=gid, linewidth=1.8, **style)
@@ -134,7 +135,11 @@ def over_rounds(
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if metric == "accuracy":
             _percent([axes], [runs["accuracy"] for _, runs in lines])
-        elif log and all((runs[metric].dropna() > 0).all() for _, runs in lines):
+        elif (
+            log
+            and (known := pd.concat([runs[metric].dropna() for _, runs in lines])).size
+            and (known > 0).all()
+        ):
             axes.set_yscale("log")
             _plain(axes.yaxis)
         return plot

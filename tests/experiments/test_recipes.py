@@ -46,6 +46,13 @@ def pictures(side: int = 28, channels: int = 1, seed: int = 0) -> Dataset:
     return Dataset(draw(1000), draw(20), 10, torch.arange(1000) % 100)
 
 
+def words(length: int = 32, seed: int = 0) -> Dataset:
+    """Windows of tokens as Shakespeare has them, of twenty owners."""
+    tokens = torch.randint(0, 65, (120, length + 1), generator=torch.Generator().manual_seed(seed))
+    windows = Examples(tokens[:, :-1], tokens[:, 1:])
+    return Dataset(windows.part(slice(0, 100)), windows.part(slice(100, 120)), 66, torch.arange(100) % 20)
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_is_whole_and_says_what_it_leaves_out(name: str) -> None:
     whole, reduced = getattr(recipes, name)(), getattr(recipes, name)(reduced=True)
@@ -69,7 +76,7 @@ def test_the_reduced_setting_runs(name: str) -> None:
         found, refused = searches(cells, study.tuning)
         assert not refused
         assert all(len(search.points) == len(list(study.tuning.points())) for search in found)
-    dataset = pictures(32, 3) if name == "cifar_robust" else pictures()
+    dataset = pictures(32, 3) if name == "cifar_robust" else words() if name == "layer_bits" else pictures()
     result = run(replace(cells[-1].experiment, rounds=1), dataset=dataset)
     assert 0 <= result.accuracy <= 1
 

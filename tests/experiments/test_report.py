@@ -25,6 +25,7 @@ from fedsim.cli.app import app
 from fedsim.clock import Clock, Constant
 from fedsim.datasets.split import Dirichlet
 from fedsim.experiments.load import load
+from fedsim.experiments.report.plots import over_rounds
 from fedsim.experiments.report.report import MAIN, report
 from fedsim.experiments.report.results import Results
 from fedsim.experiments.report.sections import ALL, Figure, bytes_a_coordinate, robustness, seconds, surface
@@ -467,3 +468,10 @@ def test_what_messages_weigh() -> None:
     assert bytes_a_coordinate(signs) == 25 * (4 + 1 / 8)
     assert bytes_a_coordinate(numbers) == 25 * 8
     assert bytes_a_coordinate(peers) == 26 * 25 * 4
+
+
+def test_a_curve_of_runs_that_all_diverged_is_drawn() -> None:
+    """A record has null for what is not finite; where a run has nothing else the column is of objects."""
+    runs = pd.DataFrame({"round": [1, 2], "loss": pd.Series([None, None], dtype=object)})
+    svg = over_rounds("loss", [("diverged", runs)], "loss", "test loss").svg()
+    assert "test loss" in svg

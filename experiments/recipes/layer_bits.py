@@ -1,0 +1,145 @@
+"""EF21-Muon on text: the loss over bits up, down and both ways, beside what it compresses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fedsim import engines
+from fedsim.batches import Fixed
+from fedsim.datasets.split import Natural
+from fedsim.datasets.text import Shakespeare
+from fedsim.experiments.study import Study, axes
+from fedsim.federation import Federation
+from fedsim.metrics import BitsPerToken
+from fedsim.models import GPT
+from fedsim.round import Server, attempt
+from fedsim.spec import Experiment
+from fedsim.states import States
+from fedsim.strategies import Mean, Scion
+from fedsim.task import Task, evaluate
+from fedsim.types import Dataset
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fedsim.experiments.report.plots import Plot
+
+EF21 = "EF21Muon(estimator=Polyak(eta=0.1), move=LMO(lr=0.02), up={}, down={})"
+TOP, NATURAL = "ByLayer(TopK(share=0.1, coder=NaturalCompression))", "All(coder=NaturalCompression)"
+METHODS = {
+    "SGD with momentum": "HeavyBall(lr=0.5, momentum=0.9)",
+    "Adam": "Adam(lr=0.01)",
+    "Muon": "Muon(lr=0.05)",
+    "Scion": "Scion(lr=0.02, alpha=0.1)",
+    "natural up": EF21.format(NATURAL, "none"),
+    "top 10 % natural up": EF21.format(TOP, "none"),
+    "natural both ways": EF21.format(NATURAL, NATURAL),
+    "top 10 % natural both ways": EF21.format(TOP, TOP),
+}
+WAYS = ("up", "down", "round trip")
+
+
+def layer_bits(reduced: bool = False) -> Study:
+    """EF21-Muon on the plays of Shakespeare by characters, a small GPT: loss against bits (arXiv:2510.00643).
+
+    8 clients with the speakers dealt among them, windows of 32 characters, batches of 16, one block of width 32; the
+    last four methods are EF21-Muon, Scion is the same without compression. `bits_to_loss` has the bits to a loss, `lag`
+    the losses of the exact model x and of w, which clients hold.
+    """
+    base = Experiment(
+        task=Task(Shakespeare(window=32), GPT(width=32, layers=1), metrics=(BitsPerToken(),)),
+        split=Natural(),
+        clients=8,
+        rule=Mean(),
+        method=Scion(),
+        batches=Fixed(16),
+        rounds=1000,
+        evaluate_every=50,
+    )
+    table: dict[str, Any] = {"method": METHODS, "seed": range(3)}
+    notes = [
+        "Step sizes are the best of two or three in a run of 300 rounds with a seed of its own; EF21-Muon has Scion's.",
+        "Accuracy is over all places of the test windows; tokens are characters.",
+    ]
+    if reduced:
+        base = replace(base, rounds=400, evaluate_every=20)
+        table["method"] = {name: text for name, text in METHODS.items() if name != "natural up"}
+        notes.append("Reduced setting: 400 rounds, seven of the eight methods.")
+    return Study(base, axes(table), notes=notes)
+
+
+def bits_to_loss(frames: dict[str, list[pd.DataFrame]], target: float) -> pd.DataFrame:
+    """Of each method, over the curves of its seeds: megabits of a client until the test loss first is the target.
+
+    Columns "up", "down", "round trip"; `reached` is of how many seeds, means are over these; beside each how many times
+    fewer they are than Scion's.
+    """
+    import pandas as pd
+
+    lines: list[dict[str, Any]] = []
+    for method, curves in frames.items():
+        there = [curve[curve["loss"] <= target].head(1) for curve in curves]
+        found = pd.concat(there)
+        up, down = found["uplink_bits"].mean() / 1e6, found["downlink_bits"].mean() / 1e6
+        last = [curve["loss"].iloc[-1] for curve in curves]
+        lines.append(
+            {
+                "method": method,
+                "final loss": np.mean(last),
+                "deviation": np.std(last, ddof=1) if len(last) > 1 else 0.0,
+                "reached": len(found),
+                "rounds": found["round"].mean(),
+                "up": up,
+                "down": down,
+                "round trip": up + down,
+            }
+        )
+    scion = next(line for line in lines if line["method"] == "Scion")
+    for line in lines:
+        line |= {f"fewer {way}": scion[way] / line[way] for way in WAYS}
+    return pd.DataFrame(lines)
+
+
+def bits_figure(frames: dict[str, list[pd.DataFrame]]) -> Plot:
+    """The test loss, a mean over seeds, over megabits of a client: up, down, both."""
+    from fedsim.experiments.report.plots import Plot, canvas, inked, look
+
+    with inked():
+        picture, panels = canvas(1, 3)
+        for i, (method, curves) in enumerate(frames.items()):
+            loss = np.mean([curve["loss"].to_numpy() for curve in curves], axis=0)
+            up, down = (curves[0][f"{way}link_bits"].to_numpy() / 1e6 for way in ("up", "down"))
+            for panel, bits in zip(panels, (up, down, up + down), strict=True):
+                panel.semilogx(bits, loss, label=method if panel is panels[0] else None, **look(i))
+        for panel, way in zip(panels, WAYS, strict=True):
+            panel.set(xlabel=f"megabits, {way}")
+        panels[0].set(ylabel="test loss")
+        picture.legend(loc="outside upper left", fontsize=8, frameon=False, ncols=3)
+    return Plot("bits", picture)
+
+
+def lag(experiment: Experiment, every: int, dataset: Dataset | None = None) -> pd.DataFrame:
+    """Test losses over rounds of x, which the server keeps, and of what its method sends, such as w of EF21-P."""
+    import pandas as pd
+
+    fed = Federation(experiment, dataset=dataset)
+    ask, server = engines.Everyone(engines.get("vector")), Server.start(fed)
+    states, lines = States.start(fed.client_state(), fed.computing), []
+    for t in range(experiment.rounds):
+        ids = fed.cohort(t)
+        after, messages, answered = ask(fed, states.of(ids), server.told(experiment.method), t, ids)
+        server, _ = attempt(fed, server, messages, answered, ids, t)
+        states = states.after(answered, after)
+        if (t + 1) % every == 0:
+            held = server.state[experiment.method.sends]
+            x, w = (_loss(fed, at) for at in (server.x, held))
+            lines.append({"round": t + 1, "x": x, "w": w})
+    return pd.DataFrame(lines)
+
+
+def _loss(fed: Federation, x: torch.Tensor) -> float:
+    return evaluate(fed.model, fed.loss, x, fed.test)["loss"]
