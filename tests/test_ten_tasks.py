@@ -142,6 +142,40 @@ def a_split_as_lists_of_indices() -> Experiment:
     )  # fmt: skip
 
 
+def fedprox() -> Experiment:
+    from fedsim import Experiment, Task
+    from fedsim.datasets.load import Blobs
+    from fedsim.datasets.split import Shards
+    from fedsim.models import Logistic
+    from fedsim.strategies import FedProx, Mean
+
+    task = Task(Blobs(train=120, test=40, features=5, classes=3), Logistic())
+    prox = FedProx(lr=0.3, local_steps=4, mu=0.1)
+    return Experiment(task=task, split=Shards(), clients=6, method=prox, rule=Mean(), rounds=8)
+
+
+def scaffold_at_a_fifth_of_the_clients() -> Experiment:
+    from fedsim import Experiment, Task
+    from fedsim.batches import Fixed
+    from fedsim.datasets.load import Blobs
+    from fedsim.datasets.split import Dirichlet
+    from fedsim.models import Logistic
+    from fedsim.strategies import SCAFFOLD, Mean
+
+    task = Task(Blobs(train=300, test=60, features=5, classes=3), Logistic())
+    scaffold = SCAFFOLD(lr=0.2, local_steps=4)
+    return Experiment(
+        task=task,
+        split=Dirichlet(0.3),
+        clients=20,
+        cohort=4,
+        method=scaffold,
+        rule=Mean(),
+        batches=Fixed(5),
+        rounds=8,
+    )
+
+
 def a_metric_of_my_own() -> Experiment:
     from fedsim import Experiment, Task
     from fedsim.datasets.load import Blobs
@@ -187,6 +221,8 @@ TASKS: list[Callable[[], Experiment]] = [
     two_inputs,
     frozen_backbone_with_a_new_head,
     a_split_as_lists_of_indices,
+    fedprox,
+    scaffold_at_a_fifth_of_the_clients,
     a_metric_of_my_own,
     a_loss_of_my_own,
 ]
