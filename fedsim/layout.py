@@ -178,14 +178,25 @@ def norms(v: Tensor) -> Tensor:
         whole: Tensor = torch.linalg.vector_norm(v, dim=-1, dtype=torch.float64)
         return whole.to(v.dtype)
     total = norms_by_parts(v)
-    odd = ~((total > SMALL) & (total < LARGE))
-    if odd.any():
+    if not between(total, SMALL, LARGE):
+        odd = ~((total > SMALL) & (total < LARGE))
         total[odd] = torch.linalg.vector_norm(v[odd].double(), dim=-1).to(v.dtype)
     return total
 
 
+def between(t: Tensor, low: float, high: float) -> bool:
+    """Whether all numbers lie between two; not so where one is NaN."""
+    if not t.numel():
+        return True
+    least, most = t.aminmax()
+    return bool(least > low) and bool(most < high)
+
+
 def norms_by_parts(v: Tensor) -> Tensor:
     """`norms` of vectors whose norms lie between SMALL and LARGE."""
+    if v.shape[-1] <= PART:
+        alone: Tensor = torch.linalg.vector_norm(v, dim=-1)
+        return alone
     cut = v.shape[-1] // PART * PART
     parts = torch.linalg.vector_norm(v[..., :cut].unflatten(-1, (-1, PART)), dim=-1)
     rest = torch.linalg.vector_norm(v[..., cut:], dim=-1, keepdim=True)

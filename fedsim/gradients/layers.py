@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fedsim.layout import LARGE, SMALL, norms_by_parts
+from fedsim.layout import LARGE, SMALL, between, norms_by_parts
 
 Parameters = dict[str, Tensor]
 CANCELLED = 400.0  # a sum may be 20 times shorter than its terms: their rounding is then some 1e-6 of it
@@ -99,8 +99,8 @@ def square(t: Tensor) -> Tensor:
         whole: Tensor = torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=torch.float64)
         return whole.square()
     squares = norms_by_parts(t).double().square().reshape(len(t), -1).sum(1)
-    odd = ~((squares > SMALL**2) & (squares < LARGE**2))
-    if odd.any():
+    if not between(squares, SMALL**2, LARGE**2):
+        odd = ~((squares > SMALL**2) & (squares < LARGE**2))
         squares[odd] = t[odd].double().flatten(1).square().sum(1)
     return squares
 

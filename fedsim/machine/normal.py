@@ -14,7 +14,8 @@ GROUP, PARTNER = 16, 8  # torch makes numbers j and j + 8 of such a group from o
 STEPS = 2.0**24  # that radius is sqrt(-2 log u), with u a multiple of 1 / STEPS: 5.77 at the most
 FAR = 4.949  # radii from here on, those of u up to 80 steps, are drawn anew within their step
 CANDIDATE = np.float32(3.49)  # one number of a pair of such a radius is larger
-BLOCK = 2**15  # numbers made and looked at a time: they stay in the cache
+BLOCK = 2**15  # numbers made at a time where rows are short: they stay in the cache
+LOOKED = 2**17  # numbers looked at a time: what comes out does not depend on it
 
 
 def whole(d: int) -> int:
@@ -41,9 +42,9 @@ def normal_(z: Tensor, generators: Sequence[Generator]) -> Tensor:
 
 def _stretch(numbers: NDArray[np.float32], generators: Sequence[Generator]) -> None:
     """Draw far radii anew within their step, in order."""
-    sizes, width = np.empty(min(len(numbers), BLOCK), np.float32), len(numbers) // len(generators)
-    for start in range(0, len(numbers), BLOCK):
-        block = numbers[start : start + BLOCK]
+    sizes, width = np.empty(min(len(numbers), LOOKED), np.float32), len(numbers) // len(generators)
+    for start in range(0, len(numbers), LOOKED):
+        block = numbers[start : start + LOOKED]
         size = np.abs(block, out=sizes[: len(block)])
         large = (size > CANDIDATE).nonzero()[0]
         if not len(large):
