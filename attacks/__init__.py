@@ -5,6 +5,7 @@ from fedsim.attacks.broken import Gaussian, Inf, NaN, Zero
 from fedsim.attacks.data import Backdoor, LabelFlip
 from fedsim.attacks.hidden import MinMax, MinSum
 from fedsim.attacks.mimic import Mimic
+from fedsim.attacks.replay import Replay
 from fedsim.attacks.sign import BlindSignFlip, OmniscientSign
 from fedsim.attacks.vector import ALIE, IPM, SignFlip
 from fedsim.attacks.worst_case import WorstCase
@@ -23,6 +24,7 @@ __all__ = [
     "MinSum",
     "NaN",
     "OmniscientSign",
+    "Replay",
     "SignFlip",
     "WorstCase",
     "Zero",

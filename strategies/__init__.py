@@ -18,6 +18,7 @@ from fedsim.strategies.methods.fedmuon import FedMuon
 from fedsim.strategies.methods.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedsim.strategies.methods.jaguar import JaguarMuon, JaguarSignSGD
 from fedsim.strategies.methods.local import SCAFFOLD, FedDyn, FedNova, FedProx
+from fedsim.strategies.methods.local_sgd import DecayingLocalSGD, DualLocalSGD, MinibatchSGD
 from fedsim.strategies.methods.monna import MoNNA
 from fedsim.strategies.methods.muon import ClientMuon, Muon, SignMuon
 from fedsim.strategies.methods.personal import QFFL, Ditto, FedBN, FedPer
@@ -35,6 +36,7 @@ from fedsim.strategies.rules.layers import PerLayer
 from fedsim.strategies.rules.mixers import ARC, Bucketing, Clipping
 from fedsim.strategies.rules.neighbours import NNA, NNM
 from fedsim.strategies.rules.noisy import NoisyMajorityVote, NoisyMedian
+from fedsim.strategies.rules.penalty import EDiT
 from fedsim.strategies.rules.recalling import FLDetector, FoolsGold
 from fedsim.strategies.rules.sign import MajorityVote
 from fedsim.strategies.rules.spectral import CAF, SMEA
@@ -74,11 +76,14 @@ __all__ = [
     "Clip21SGD2M",
     "Clipping",
     "DVRSign",
+    "DecayingLocalSGD",
     "DelayAdaptiveSGD",
     "DiffGrad",
     "Ditto",
     "DropMuon",
+    "DualLocalSGD",
     "EControl",
+    "EDiT",
     "EF21Muon",
     "FLDetector",
     "FLTrust",
@@ -109,6 +114,7 @@ __all__ = [
     "Mean",
     "MeanAroundMedian",
     "Median",
+    "MinibatchSGD",
     "MoNNA",
     "MultiKrum",
     "Muon",

@@ -27,6 +27,14 @@ def median_lower(x: Array, f: int) -> Array:
     return np.sort(x, axis=0)[(len(x) - 1) // 2]
 
 
+def edit(x: Array, f: int) -> Array:
+    """In a first round: weights exp(-length), and the sum clipped to norm 10."""
+    length = np.sqrt((x**2).sum(1))
+    weights = np.exp(length.min() - length)
+    answer: Array = weights / weights.sum() @ x
+    return answer * min(1.0, 10.0 / max(float(np.sqrt((answer**2).sum())), 1e-300))
+
+
 def trimmed_mean(x: Array, f: int) -> Array:
     return np.sort(x, axis=0)[f : len(x) - f].mean(0)
 

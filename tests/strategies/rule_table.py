@@ -24,6 +24,7 @@ from fedsim.strategies import (
     CenteredClipping,
     Chain,
     Clipping,
+    EDiT,
     FLDetector,
     FLTrust,
     FoolsGold,
@@ -123,6 +124,7 @@ TABLE = [
     Claim(NoisyMajorityVote(0.0), oracle.majority_vote, (SHIFT, SCALE, MEAN, FIXED)),
     Claim(FoolsGold("mean"), oracle.fools_gold, (SHIFT, MEAN, SLOPE)),
     Claim(FLDetector(), oracle.median, (MEAN,)),  # in a first round
+    Claim(EDiT(), oracle.edit, (SHIFT, SCALE, MEAN, SLOPE)),  # in a first round
     Claim(FLTrust(), oracle.fltrust, (ORDER, SHIFT, MEAN)),
     Claim(Chain(NNM(), Median()), chain(oracle.nnm, oracle.median)),
     Claim(Chain(NNM(), TrimmedMean()), chain(oracle.nnm, oracle.trimmed_mean)),
