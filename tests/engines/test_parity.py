@@ -90,7 +90,7 @@ from fedsim.strategies import (
     TrimmedMean,
 )
 from fedsim.strategies.methods.ef21 import Normalized, Plain
-from fedsim.strategies.methods.estimators import HM, IGT, MVR, PAGE, Decay
+from fedsim.strategies.methods.estimators import HM, IGT, MVR, PAGE, ClippedHM, Decay
 from fedsim.strategies.oracles import NewtonSchulz, Norms, Spectral
 from fedsim.task import Task
 from fedsim.types import Attack, Batch, Rule, State, View, weighted_mean
@@ -123,6 +123,7 @@ CASES: dict[str, tuple[Method, Rule, Privacy | None]] = {
     ),
     "EF21, variance reduced": (EF21(MVR(), RankK(2), Normalized(0.3, by_layer=True)), ROBUST, EXAMPLE),
     "EF21, Hessian": (EF21(HM(random=True), TopK(0.3)), ROBUST, None),
+    "EF21, clipped Hessian": (EF21(ClippedHM(curvature=0.01), TopK(0.3)), ROBUST, None),
     "EF21, PAGE": (EF21(PAGE(0.4, few=3), TopK(0.3), Plain(1.0)), ROBUST, None),
     "EF21, whole at first": (EF21(up=ByLayer(TopK(0.3)), start="whole"), ROBUST, None),
     "EF21, PAGE, example": (EF21(PAGE(0.4), TopK(0.3)), ROBUST, EXAMPLE),

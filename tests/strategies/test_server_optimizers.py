@@ -14,9 +14,12 @@ from torch import Tensor
 
 from fedsim.env import AtServer
 from fedsim.federation import Federation
-from fedsim.gradients import one_loss
+from fedsim.gradients import one_hvp, one_loss
 from fedsim.layout import Block, Layout
-from fedsim.strategies import FRUGAL, NGNM, SWAN, Adam, DiffGrad, FedSGD, SGDSaI, SignSGD
+from fedsim.messages import All, Float32
+from fedsim.strategies import EF21, FRUGAL, NGNM, SWAN, Adam, DiffGrad, FedSGD, SGDSaI, SignSGD
+from fedsim.strategies.methods.ef21 import Plain as Step
+from fedsim.strategies.methods.estimators import ClippedHM
 from fedsim.strategies.methods.optimizer import ServerOptimizer
 from fedsim.strategies.oracles import ExactPolar
 
@@ -164,3 +167,27 @@ def test_a_tiny_c_is_plain_momentum_and_a_huge_one_still_moves_little() -> None:
 
 def _loss(fed: Federation, x: Tensor, round: int, i: int) -> float:
     return float(one_loss(fed.model, x, fed.batch(round, np.array([i])).part(0), fed.loss))
+
+
+@pytest.mark.parametrize("engine", ["loop", "vector"])
+def test_clipped_hessian_products_line_by_line(engine: str) -> None:
+    """arXiv:2510.10690: the product and the gradient are clipped each; both clips bind here."""
+    e = experiment(EF21(ClippedHM(0.4, False, 1.0, 0.05), All(Float32()), Step(0.3)))
+    plain = Plain(e)
+    x = before = plain.fed.x0
+    v, bound = [torch.zeros_like(x)] * N, [0, 0]
+
+    def clipped(u: Tensor, tau: float, which: int) -> Tensor:
+        bound[which] += bool(u.norm() > tau)
+        return u * min(1.0, tau / max(float(u.norm()), 1e-30))
+
+    for t in range(e.rounds):
+        eta = 0.4 if t else 1.0
+        for i in range(N):
+            batch = plain.fed.batch(t, np.array([i])).part(0)
+            g = torch.cat([w.flatten() for w in plain.grad(i, plain.cut(x), t)])
+            product = one_hvp(plain.fed.model, x, x - before, batch, plain.fed.loss)
+            v[i] = (1 - eta) * (v[i] + clipped(product, 0.05, 0)) + eta * clipped(g, 1.0, 1)
+        before, x = x, x - 0.3 * torch.stack(v).mean(0)
+    torch.testing.assert_close(final(e, engine), x, rtol=1e-4, atol=1e-5)
+    assert all(0 < count < N * e.rounds for count in bound), bound
