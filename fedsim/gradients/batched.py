@@ -124,7 +124,10 @@ class ClientGradients:
         ):  # where the channels of a pixel together are the faster order
             yield lambda: Layerwise(self.model, self.loss, channels_last=True)
         yield lambda: Layerwise(self.model, self.loss, channels_last=False)
-        yield lambda: Vmap(self.model, self.loss)
+        if not any(
+            isinstance(module, nn.RNNBase) for module in self.model.modules()
+        ):  # vmap has no rule for these
+            yield lambda: Vmap(self.model, self.loss)
 
 
 def _activations(model: nn.Module, x: Tensor, example: Batch, loss: Loss) -> int:

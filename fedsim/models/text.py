@@ -86,7 +86,7 @@ class LSTM(Model):
     """Layers of long short-term memory over embedded tokens (LEAF's for Shakespeare: embedding 8, two layers of 256).
 
     places  what is put out: "all" for labels (b, T), "last" for labels (b,), as LEAF's
-    Of linear layers, so that examples can be clipped one by one, which nn.LSTM does not allow.
+    Of linear layers, so that examples are clipped all at once; of an nn.LSTM they are one by one.
     """
 
     width: Count = 256

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
@@ -153,6 +154,44 @@ def test_refuses_to_clip_what_opacus_does_not_see() -> None:
     assert one_client(net, flatten(net), batch).norm() > 0
     with pytest.raises(Invalid, match=r"inner\.weight is read outside of its layer"):
         one_client(net, flatten(net), batch, 1.0)
-    attention = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0)
-    with pytest.raises(Invalid, match=r"use opacus\.layers\.DPMultiheadAttention"):
-        one_client(attention, flatten(attention), batch, 1.0)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.cell, self.out = kind(5, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.cell(x)[0][:, -1])
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = (
+            nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True),
+            nn.Linear(4, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(x[..., :4]).mean(1))
+
+
+@pytest.mark.parametrize("build", [lambda: Recurrent(nn.LSTM), lambda: Recurrent(nn.GRU), Attending])
+@pytest.mark.parametrize("clip", [None, 0.3])
+def test_what_opacus_has_no_rule_for_is_clipped_all_the_same(
+    build: Callable[[], nn.Module], clip: float | None
+) -> None:
+    """By hand, an example at a time; on the vector engine's route alike, and without a warning of vmap's."""
+    torch.manual_seed(0)
+    net = build().double()
+    batch = Batch(torch.randn(2, 4, 6, 5).double(), torch.randint(0, 3, (2, 4)), torch.rand(2, 4).double())
+    rows = ClientGradients(net)(flatten(net), batch, clip=clip)
+    for i in range(2):
+        right = torch.zeros_like(rows[0])
+        for x, y, weight in zip(batch.x[i], batch.y[i], batch.weight[i], strict=True):
+            parts = torch.autograd.grad(F.cross_entropy(net(x[None]), y[None]), list(net.parameters()))
+            one = torch.cat([part.flatten() for part in parts])
+            right += weight * one * (1.0 if clip is None else min(1.0, clip / float(one.norm())))
+        torch.testing.assert_close(rows[i], right)
+        torch.testing.assert_close(one_client(net, flatten(net), batch.part(i), clip), right)
