@@ -71,8 +71,8 @@ class AtClients:
         """Raise `Invalid` where a message of this round had its noise already: the ledger books one."""
         if self.noised:
             raise Invalid(
-                f"{type(self.fed.experiment.method).__name__}: calls env.noisy twice in a round; the ledger books one "
-                "message a round"
+                f"{type(self.fed.experiment.method).__name__}: calls env.noisy, or env.respond, twice in a round; the "
+                "ledger books one message a round"
             )
         self.noised = True
 
@@ -83,6 +83,22 @@ class AtClients:
                 f"{type(self.fed.experiment.method).__name__}: sends a message without env.noisy, and MessageDP "
                 "books it as noisy"
             )
+        if self.fed.response is not None and not self.noised:
+            raise Invalid(
+                f"{type(self.fed.experiment.method).__name__}: sends a message without env.respond, and "
+                "RandomizedResponse books it as flipped"
+            )
+
+    def respond(self, signs: Tensor) -> Tensor:
+        response, ledger = self.fed.response, self.fed.ledger
+        if response is None or ledger is None:
+            return signs
+        self.noise_once()
+        p = response.flips(ledger.plan, self.round)
+        # u lies on multiples of 2^-24, as p and 1 - p do: each chance is met exactly
+        u = Draws(self.fed, "flips", self.round, self.ids).own(signs.shape[-1]).view_as(signs)
+        chance = torch.where(signs > 0, 1 - p, torch.where(signs < 0, p, 0.5))
+        return torch.where(u < chance, 1.0, -1.0)
 
     @property
     def whole(self) -> bool:

@@ -23,7 +23,8 @@ from fedsim.machine.normal import BLOCK, normal_, whole
 from fedsim.machine.threads import each, one_thread
 from fedsim.messages import All, Compressor
 from fedsim.method import Method
-from fedsim.privacy import CLIP, ExampleDP, MessageDP, Privacy, Quantile
+from fedsim.privacy import CLIP, ExampleDP, MessageDP, Quantile, RandomizedResponse
+from fedsim.privacy.base import Privacy
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.plan import Plan, histories
 from fedsim.recall import MemoryRule
@@ -93,6 +94,11 @@ class Federation:
         """The test examples as a backdoor's adversary shows them; None without one."""
         attack = self.experiment.attack
         return None if attack is None else attack.triggered(self.test)
+
+    @property
+    def response(self) -> RandomizedResponse | None:
+        privacy = self.experiment.privacy
+        return privacy if isinstance(privacy, RandomizedResponse) else None
 
     @property
     def mean_only(self) -> bool:

@@ -50,6 +50,10 @@ class Env(Protocol):
         """The message with Gaussian noise where privacy is message-level; otherwise as it is."""
         ...
 
+    def respond(self, signs: Tensor) -> Tensor:
+        """Signs, each flipped with the chance of randomized response where privacy is such; otherwise as they are."""
+        ...
+
     def first_gradient(self, tau: float = inf) -> Tensor:
         """`grad(x, batch, tau)` at the x and on the batch, or the first of several, that `client_step` was given.
 
@@ -115,6 +119,7 @@ class Method(Component):
     tells      further entries, which clients get as `env.told`
     linear     `receive`, where a method has its own, is one linear map of every message, and so of their mean
     bits       a coordinate of a message takes on the wire
+    responds   its message is signs alone, which leave by `env.respond`
     by_examples  where the rule is the mean, a client's message counts by how many examples it has; a field may decide
     """
 
@@ -122,6 +127,7 @@ class Method(Component):
     server_memory: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     bits: ClassVar[int] = 32
+    responds: ClassVar[bool] = False
     sends: ClassVar[str] = "x"
     tells: ClassVar[tuple[str, ...]] = ()
 

@@ -17,7 +17,8 @@ from fedsim.check import Component, Count, Invalid, Natural
 from fedsim.clock import Clock
 from fedsim.config.codec import decode, encode, read_toml
 from fedsim.method import Method
-from fedsim.privacy import Privacy
+from fedsim.privacy import RandomizedResponse
+from fedsim.privacy.base import Privacy
 from fedsim.recall import MemoryRule
 from fedsim.task import Task
 from fedsim.types import Attack, Knowledge, Rule, Split
@@ -148,6 +149,13 @@ class Experiment(Component):
         if self.privacy is None or self.privacy.level == "example":
             return
         name, method, rule = (type(part).__name__ for part in (self.privacy, self.method, self.rule))
+        if isinstance(self.privacy, RandomizedResponse):
+            if not self.method.responds:
+                raise Invalid(
+                    f"privacy = {name}: {method} does not send signs, which are what it flips; allowed are SignSGD, "
+                    "Signum and HeavyTailSign"
+                )
+            return
         bound = self.method.message_bound
         if bound is None:
             raise Invalid(

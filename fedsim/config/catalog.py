@@ -23,7 +23,7 @@ KINDS = {
     "datasets": ("fedsim.datasets.load", "fedsim.types:Data"),
     "models": ("fedsim.models", "fedsim.types:Model"),
     "batches": ("fedsim.batches", "fedsim.batches:Batches"),
-    "privacy": ("fedsim.privacy", "fedsim.privacy:Privacy"),
+    "privacy": ("fedsim.privacy", "fedsim.privacy.base:Privacy"),
     "clips": ("fedsim.privacy", "fedsim.privacy:Quantile"),
     "compressors": ("fedsim.messages", "fedsim.messages.compressor:Compressor"),
     "coders": ("fedsim.messages", "fedsim.messages.coder:Coder"),

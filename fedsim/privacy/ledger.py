@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fedsim.check import Invalid
-from fedsim.privacy import Privacy
+from fedsim.privacy.base import Privacy
 from fedsim.privacy.plan import Ids, Payers, Plan, Rounds, histories, payments
 
 

@@ -20,11 +20,13 @@ class SignSGD(Method):
     """signSGD with majority vote, arXiv:1810.05291: clients send sign(g_i); x <- x - lr (sign(sum_i .) + decay x)."""
 
     bits: ClassVar[int] = 1
+    responds: ClassVar[bool] = True
+
     lr: Rate
     decay: NonNegative = 0.0
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        return state, env.first_gradient().sign()
+        return state, env.respond(env.first_gradient().sign())
 
     def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
         x = state["x"]
@@ -45,7 +47,7 @@ class Signum(SignSGD):
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
         v = torch.lerp(state["v"], env.first_gradient(), 1 - self.momentum, out=env.buffer("v"))
-        return {"v": v}, v.sign()
+        return {"v": v}, env.respond(v.sign())
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class HeavyTailSign(SignSGD):
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
         gradients = (env.grad(x, part) for part in batch.split(self.samples))
         if self.by == "vote":
-            return state, sum((g.sign() for g in gradients), torch.zeros_like(x)).sign()
+            return state, env.respond(sum((g.sign() for g in gradients), torch.zeros_like(x)).sign())
         mean = sum(gradients, torch.zeros_like(x)) / self.samples
         v = torch.lerp(state["v"], mean, weight(self.eta, env.round))
-        return {"v": v}, v.sign()
+        return {"v": v}, env.respond(v.sign())
