@@ -15,6 +15,7 @@ from fedsim.federation import Federation, Ids
 from fedsim.keys import SHARED, uniform
 from fedsim.messages import Compressor
 from fedsim.messages.coder import Uniform
+from fedsim.messages.payload import Payload
 from fedsim.types import Batch, Round, State
 
 HERE = np.array([SHARED])
@@ -154,6 +155,7 @@ class AtServer:
         self.common = Draws(fed, "common", round, HERE).common
         self.uniform = Draws(fed, "server", round, HERE).common
         self.fed = fed
+        self.payload: Payload | None = None  # of what the method broadcasts, where that is compressed
 
     @property
     def whole(self) -> bool:
@@ -161,7 +163,10 @@ class AtServer:
 
     def compress(self, by: Compressor, message: Tensor) -> Tensor:
         rounding = Draws(self.fed, "downlink", self.round, HERE).common
-        return by(message, self.layout, rounding, places(self.fed, self.round))
+        payload = by.encode(message, self.layout, rounding, places(self.fed, self.round))
+        if by == self.fed.experiment.method.downlink:
+            self.payload = payload
+        return by.decode(payload, self.layout, places(self.fed, self.round)).to(message.device)
 
 
 def places(fed: Federation, round: Round) -> Uniform:

@@ -122,17 +122,25 @@ class Federation:
         by = self.experiment.method.uplink
         return WHOLE if by is not None and self.whole(round) else by
 
+    def uplink_bits(self, round: int) -> int:
+        """Bits of a client's message in a round, headers aside."""
+        by = self.uplink(round)
+        return self.experiment.method.bits * self.width if by is None else by.bits(self.layout.trained)
+
     def bits(self, rounds: int) -> dict[str, int]:
-        """Bits that a client sends and is sent in so many rounds in which it takes part, headers aside."""
-        method = self.experiment.method
-        up, down, layout = method.uplink, method.downlink, self.layout.trained
-        told = 32 * sum(prod(shape) for shape in self.told_shapes.values())
-        sent = method.bits * self.width if up is None else up.bits(layout)
-        whole = sum(map(self.whole, range(rounds))) if up is not None else 0
-        return {
-            "uplink_bits": (rounds - whole) * sent + whole * WHOLE.bits(layout),
-            "downlink_bits": rounds * (told if down is None else down.bits(layout)),
-        }
+        """Bits that a client sends and is told in so many rounds in all of which it takes part."""
+        alike = type(self.experiment.method).whole is Method.whole
+        sent = rounds * self.uplink_bits(0) if alike else sum(map(self.uplink_bits, range(rounds)))
+        return {"uplink_bits": sent, "downlink_bits": rounds * self.downlink_bits}
+
+    @property
+    def downlink_bits(self) -> int:
+        """Bits that a client is told in a round, headers aside, where it took part in the one before."""
+        method, shapes = self.experiment.method, self.told_shapes
+        bits = {name: 32 * prod(shape) for name, shape in shapes.items()}
+        if method.downlink is not None:
+            bits[method.sends] = min(bits[method.sends], method.downlink.bits(self.layout.trained))
+        return sum(bits.values())
 
     @property
     def told_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -38,6 +38,8 @@ TAKEN = {
     "clipped",
     "uplink_bits",
     "downlink_bits",
+    "w_loss",
+    "w_accuracy",
     "diverged",
     "backdoor_success",
     "personal_accuracy",

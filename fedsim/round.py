@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim.asynchronous import Asynchronous
 from fedsim.check import Component, Invalid
+from fedsim.downlink import kept
 from fedsim.env import AtClients, AtServer, Draws, as_read, places
 from fedsim.federation import Federation, Ids
 from fedsim.gradients import one_client, one_hvp, one_loss
@@ -151,20 +152,22 @@ class Server:
     previous  the last aggregate
     memory    the adversary's
     recall    that of a rule that remembers
+    sent      the last differences that were broadcast (`fedsim.downlink`), where the method compresses them
     """
 
     state: State
     previous: Tensor | None
     memory: State
     recall: Recall = field(default_factory=dict)
+    sent: State = field(default_factory=dict)
 
     @property
     def x(self) -> Tensor:
         return self.state["x"]
 
     def told(self, method: Method) -> State:
-        """What is broadcast."""
-        return {name: self.state[name] for name in (method.sends, *method.tells)}
+        """What is broadcast, and the differences that some may be sent in its place."""
+        return {name: self.state[name] for name in (method.sends, *method.tells)} | self.sent
 
     @classmethod
     def start(cls, fed: Federation) -> Server:
@@ -234,9 +237,11 @@ def finish(fed: Federation, server: Server, messages: Messages, ids: Ids, round:
     aggregate = target.aggregate(seen) if now is None else now.answer(generator)
     require(fed.rule, aggregate, tuple(seen.shape[1:]), seen)
     aggregate = fed.published(aggregate, len(ids) if messages.mean_only else len(seen), round)
-    after = method.step(state, aggregate, AtServer(fed, round))
+    env = AtServer(fed, round)
+    after = method.step(state, aggregate, env)
+    sent = server.sent if env.payload is None else kept(fed, server.sent, round, env.payload)
     what = Seen(seen, honest, aggregate, target.weights, clipped, now)
-    return Server(after, aggregate, memory, server.recall if now is None else now.memory), what
+    return Server(after, aggregate, memory, server.recall if now is None else now.memory, sent), what
 
 
 def _weights(fed: Federation, messages: Messages, ids: Ids) -> Tensor | None:

@@ -240,8 +240,9 @@ def _measure(live: Run, fed: Federation, seen: Seen | None, before: Tensor | Non
     where the rule can say (`influence`); their number over n for the plain mean, 0 where all were filtered. weights:
     of each client, where all took part and they are at most 50. clipped: the share of honest messages that the
     method's clip of messages has shortened. backdoor_success: the share of triggered test examples that are told as the
-    adversary wants. simulated_seconds: on the experiment's clock. diverged: only where `has_diverged`, and then true.
-    personal_*: of clients' own models, where they have some.
+    adversary wants. simulated_seconds: on the experiment's clock. uplink_bits, downlink_bits: that a client sent and
+    was told so far, headers aside. w_loss, w_accuracy: of the model that clients hold, where that is another.
+    diverged: only where `has_diverged`, and then true. personal_*: of clients' own models, where they have some.
     """
     metrics: Metrics = {"round": live.round, **evaluate(fed.model, fed.loss, live.x(fed), fed.test)}
     metrics |= personal_metrics(fed, live.states, live.x(fed))
@@ -258,6 +259,12 @@ def _measure(live: Run, fed: Federation, seen: Seen | None, before: Tensor | Non
             metrics["clipped"] = seen.clipped
         metrics |= _weights(fed, seen, before, live.round - 1)
     metrics |= live.traffic(fed)
+    told = fed.experiment.method.sends
+    if told != "x" and isinstance(
+        live, Standing
+    ):  # clients hold another model than the one that is evaluated
+        held = evaluate(fed.model, fed.loss, live.told(fed)[told], fed.test)
+        metrics |= {f"{told}_{name}": value for name, value in held.items()}
     if fed.experiment.clock:
         metrics["simulated_seconds"] = live.seconds
     if has_diverged(metrics, fed.classes):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from fedsim.downlink import mean_bits
 from fedsim.federation import Federation, Ids
 from fedsim.privacy.ledger import Ledger
 from fedsim.round import Messages, Seen, Server, attempt
@@ -34,6 +37,8 @@ class Standing:
     Whoever asks the clients uses it alike: while `goes_on`, the clients `asked` get what is `told`, and `after` their
     messages the run stands one round further. On a clock it has `seconds` behind it, messages that are `late`, and the
     `times` of the next round.
+    heard  (n,) the round whose broadcast each client holds, -1 for none
+    bits   that a client sent and was told: the mean of those who took part in a round, summed over rounds
     """
 
     round: int
@@ -44,13 +49,16 @@ class Standing:
     written: int = 0
     seconds: float = 0.0
     times: RoundTimes | None = None
+    heard: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
+    bits: tuple[float, float] = (0, 0)
 
     @classmethod
     def start(cls, fed: Federation, first: State, file: Path | None = None) -> Standing:
         """Before the first round; `first` is what is kept of a client that has not answered yet, in `file` at last."""
         states = States.start(first, fed.computing, space=fed.space, file=file)
-        late = Late.none(fed, first)
-        return cls(0, Server.start(fed), states, opened(fed), late, times=RoundTimes.of(fed, 0, 0.0, late))
+        late, heard = Late.none(fed, first), np.full(fed.computing, -1)
+        times = RoundTimes.of(fed, 0, 0.0, late)
+        return cls(0, Server.start(fed), states, opened(fed), late, times=times, heard=heard)
 
     @classmethod
     def at(cls, fed: Federation, saved: dict[str, Any], states: States) -> Standing:
@@ -67,6 +75,8 @@ class Standing:
             saved["metrics_bytes"],
             seconds,
             RoundTimes.of(fed, round, seconds, late),
+            saved["heard"].numpy(),
+            tuple(saved["bits"]),
         )
 
     def goes_on(self, fed: Federation) -> bool:
@@ -112,9 +122,16 @@ class Standing:
             there = times.on_time
         server, seen = attempt(fed, self.server, messages, answered, there, self.round)
         kept = self.states.after(answered, states) if seen else self.states
+        asked, heard, bits = self.asked(fed), self.heard.copy(), self.bits
+        if len(asked):
+            told = mean_bits(fed, self.told(fed), self.heard[asked])
+            bits = (bits[0] + fed.uplink_bits(self.round), bits[1] + told)
+        if seen:
+            heard[asked if clock and clock.late == "carried" else answered] = self.round
         ledger, seconds = self.ledger and self.ledger.charge(members), times.ends if times else 0.0
         coming = RoundTimes.of(fed, self.round + 1, seconds, late)
-        return Standing(self.round + 1, server, kept, ledger, late, self.written, seconds, coming), seen
+        done = self.round + 1
+        return Standing(done, server, kept, ledger, late, self.written, seconds, coming, heard, bits), seen
 
     @property
     def torn(self) -> bool:
@@ -129,9 +146,9 @@ class Standing:
         """The same with so many bytes of metrics."""
         return replace(self, written=written)
 
-    def traffic(self, fed: Federation) -> dict[str, int]:
-        """What a client has sent and was sent."""
-        return fed.bits(self.round)
+    def traffic(self, fed: Federation) -> dict[str, float]:
+        """Bits that a client has sent and was told."""
+        return {"uplink_bits": self.bits[0], "downlink_bits": self.bits[1]}
 
     def x(self, fed: Federation) -> Tensor:
         """The model (d,) to evaluate; among peers that of node 0, which is honest."""
@@ -176,10 +193,24 @@ class Standing:
     def dump(self) -> dict[str, Any]:
         """The checkpoint, without the clients' states."""
         now = self.server
-        server = {"state": now.state, "previous": now.previous, "memory": now.memory, "recall": now.recall}
+        server = {
+            "state": now.state,
+            "previous": now.previous,
+            "memory": now.memory,
+            "recall": now.recall,
+            "sent": now.sent,
+        }
         ledger = self.ledger.dump() if self.ledger else {}
         timed = {"simulated_seconds": self.seconds, "late": self.late.dump()}
-        return {"round": self.round, "server": server, "metrics_bytes": self.written, **timed, **ledger}
+        told = {"heard": torch.from_numpy(self.heard), "bits": list(self.bits)}
+        return {
+            "round": self.round,
+            "server": server,
+            "metrics_bytes": self.written,
+            **timed,
+            **told,
+            **ledger,
+        }
 
 
 def noted(fed: Federation, ledger: Ledger | None, ended: list[str]) -> list[str]:

@@ -125,6 +125,5 @@ def in_time(
 
 def load_of(fed: Federation, round: int) -> Load:
     """What an attempt of a client of this experiment is made of."""
-    method, until, before = fed.experiment.method, fed.bits(round + 1), fed.bits(round)
-    up, down = (until[name] - before[name] for name in ("uplink_bits", "downlink_bits"))
-    return Load(method.steps * method.gradients, up, down)
+    method = fed.experiment.method
+    return Load(method.steps * method.gradients, fed.uplink_bits(round), fed.downlink_bits)

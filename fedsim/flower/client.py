@@ -48,14 +48,16 @@ def respond(host: Host, message: Message, context: Context) -> Message:
     order = Order.of(message)
     memory = host.recall(order, context).settle(order.accepted)
     fed = host.federation(order, memory)
-    told = told_of(message, fed.told_shapes)
+    told = told_of(message, fed, memory.held)
     question = order.question(told)
     row = memory.earlier(order.round, question)
     if row is None:
         before = memory.state if memory.state is not None else fed.experiment.method.client_init(fed.x0)
         answered = answer(fed, order.client, before, told, order.round)
         row = travelling(fed, answered, order.round)
-        memory = replace(memory, pending=Pending(order.round, question, answered.state, row))
+        method = fed.experiment.method
+        held = None if method.downlink is None else told[method.sends]
+        memory = replace(memory, pending=Pending(order.round, question, answered.state, row, held))
     host.keep(order, fed, memory, context)
     metrics = MetricRecord({"client": order.client, "round": order.round, OWN_DATA: int(host.own_data)})
     if fed.experiment.method.by_examples and fed.experiment.rule.averages:

@@ -25,6 +25,7 @@ class Pending:
     question: str  # digest of all that it was computed from
     state: State
     row: Tensor
+    held: Tensor | None = None  # what the server broadcast then, where later differences are from it
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,12 @@ class Memory:
     accepted: int = -1
     secret: int = 0  # on a device: what its batches are drawn from in this run
     pending: Pending | None = None
+    held: Tensor | None = None  # of round `accepted`, as in `Pending`
 
     def settle(self, accepted: int) -> Memory:
         """The memory once the server has said what it took in last; raises `Invalid` where that cannot be."""
         if self.pending and self.pending.round == accepted:
-            return Memory(self.pending.state, accepted, self.secret)
+            return Memory(self.pending.state, accepted, self.secret, held=self.pending.held)
         if accepted == self.accepted:
             return self
         raise Invalid(

@@ -9,9 +9,12 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Lt, MaxLen
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from torch import Tensor
 
 from fedsim.check import Component, Invalid
 from fedsim.config.untrusted import SIZE
+from fedsim.downlink import DIFFERENCES, ROUNDS, caught_up, most, size
+from fedsim.federation import Federation
 from fedsim.flower.arrays import decode
 from fedsim.flower.payload import Payload
 from fedsim.types import State
@@ -58,14 +61,30 @@ class Order(Component):
         return sha256(asked.encode() + b"".join(v.numpy().tobytes() for v in told.values())).hexdigest()
 
 
-def told_of(message: Message, shapes: dict[str, tuple[int, ...]]) -> State:
-    """What the server broadcast in a message, by name; raises `Invalid` where it is not of these names and shapes."""
-    record = message.content.array_records.get(ARRAYS, ArrayRecord())
-    if set(record) != set(shapes):
+def told_of(message: Message, fed: Federation, held: Tensor | None) -> State:
+    """What the server broadcast in a message, by name; raises `Invalid` where it is not of these names and shapes.
+
+    held  what the client holds from the round that it answered last: differences may stand in place of the whole
+    """
+    record, shapes = message.content.array_records.get(ARRAYS, ArrayRecord()), dict(fed.told_shapes)
+    late = {DIFFERENCES, ROUNDS} <= set(record)
+    if late:
+        del shapes[fed.experiment.method.sends]
+    if set(record) != set(shapes) | ({DIFFERENCES, ROUNDS} if late else set()):
         raise Invalid(
-            f"a message with arrays {sorted(record)[:3]}: must hold what the server tells, {sorted(shapes)}"
+            f"a message with arrays {sorted(record)[:3]}: must hold what the server tells, {sorted(fed.told_shapes)}"
         )
-    return {
+    told = {
         name: torch.tensor(decode(record[name], name, shape, "f"), dtype=torch.float32)
         for name, shape in shapes.items()
     }
+    if late:
+        m = record[ROUNDS].shape[0] if len(record[ROUNDS].shape) == 1 else -1
+        if not 0 <= m <= most(fed):
+            raise Invalid(
+                f"array {ROUNDS!r} of shape {record[ROUNDS].shape}: allowed are up to {most(fed)} rounds"
+            )
+        rounds = torch.tensor(decode(record[ROUNDS], ROUNDS, (m,), "i"), dtype=torch.int64)
+        packed = torch.tensor(decode(record[DIFFERENCES], DIFFERENCES, (m, size(fed)), "u"))
+        told[fed.experiment.method.sends] = caught_up(fed, held, rounds, packed)
+    return {name: told[name] for name in fed.told_shapes}

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsim.check import Invalid
+from fedsim.downlink import missing
 from fedsim.federation import Federation, Ids
 from fedsim.flower.order import ARRAYS, EXAMPLES, OWN_DATA, Order
 from fedsim.flower.payload import Payload, received, size
@@ -74,7 +75,18 @@ class Remote:
         """The orders of a round."""
         experiment, accepted = fed.experiment, states["accepted"].tolist()
         text, fingerprint, peer = experiment.to_json(), experiment.fingerprint, experiment.method.peer
-        shared = ArrayRecord() if peer else told_record(told)
+        names = tuple(fed.told_shapes)
+        shared = ArrayRecord() if peer else told_record({name: told[name] for name in names})
+
+        def told_to(client: int, last: int) -> ArrayRecord:
+            if peer:
+                return told_record({k: v[client] for k, v in told.items()})
+            late = missing(fed, told, last)
+            if late is None:
+                return shared
+            others = {name: told[name] for name in names if name != experiment.method.sends}
+            return told_record(others | late)
+
         return [
             Message(
                 Order(
@@ -86,7 +98,7 @@ class Remote:
                     accepted=accepted[j],
                     payload=self.wire.payload,
                     derived=self.derived,
-                ).content(told_record({k: v[client] for k, v in told.items()}) if peer else shared),
+                ).content(told_to(client, accepted[j])),
                 self.nodes[client],
                 MessageType.TRAIN,
                 group_id=str(round + 1),

@@ -227,7 +227,7 @@ def test_what_travels_is_what_is_counted(up: Compressor) -> None:
     server = Server.start(fed)
     answered = answer(fed, 1, fed.client_state(), server.told(fed.experiment.method), 2)
     record = pack(travelling(fed, answered, 2))
-    assert size(record) == -(-fed.bits(1)["uplink_bits"] // 8) + 128
+    assert size(record) == -(-fed.uplink_bits(2) // 8) + 128
     assert torch.equal(received(fed, record, 2), answered.message)
     with pytest.raises(Invalid, match=r"bytes|shape"):
         received(fed, pack(travelling(fed, answered, 2)[:-1]), 2)
@@ -275,7 +275,7 @@ def test_resumes_and_runs_under_attack(attack: SignFlip | ALIE, tmp_path) -> Non
         run(e, out=tmp_path / "a", progress=stop)
     again = run(e, out=tmp_path / "a", resume=True)
     assert all(torch.equal(again.model[name], whole.model[name]) for name in whole.model)
-    assert whole.frame["uplink_bits"].iloc[-1] == 6 * Federation(e).bits(1)["uplink_bits"]
+    assert whole.frame["uplink_bits"].iloc[-1] == 6 * Federation(e).uplink_bits(0)
 
 
 def test_byz_clip21_is_error_feedback_with_a_clip() -> None:
