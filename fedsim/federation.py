@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from math import prod
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from fedsim.layout import Layout, norms
 from fedsim.machine.mapped import Space
 from fedsim.machine.normal import BLOCK, normal_, whole
 from fedsim.machine.threads import each, one_thread
-from fedsim.messages import All, Compressor
 from fedsim.method import Method
 from fedsim.privacy import CLIP, ExampleDP, MessageDP, Quantile, RandomizedResponse
 from fedsim.privacy.base import Privacy
@@ -30,13 +28,13 @@ from fedsim.privacy.plan import Plan, histories
 from fedsim.recall import MemoryRule
 from fedsim.spec import Experiment
 from fedsim.task import Signature
+from fedsim.traffic import Traffic
 from fedsim.types import Batch, Dataset, Examples, Inputs, Round, Split, State, on_inputs, single
 
 Ids = NDArray[np.int64]
-WHOLE = All()  # the compressor that loses nothing
 
 
-class Federation:
+class Federation(Traffic):
     """What the engines and the round work on; nothing in it changes from round to round."""
 
     @one_thread()
@@ -109,46 +107,6 @@ class Federation:
         apart = apart or isinstance(method, Asynchronous)
         aside = apart or (clock is not None and clock.late == "carried")
         return self.experiment.rule.averages and not aside and (method.linear or not own)
-
-    def whole(self, round: Round) -> bool:
-        """Whether the messages of a round travel as they are, whatever the method's `uplink`."""
-        method = self.experiment.method
-        if type(method).whole is Method.whole or not isinstance(round, int):
-            return False
-        return method.whole(round, float(self.keys.uniform("whole", round, np.array([SHARED]), 1)[0, 0]))
-
-    def uplink(self, round: Round) -> Compressor | None:
-        """How the messages of a round are compressed; None: they travel as they are."""
-        by = self.experiment.method.uplink
-        return WHOLE if by is not None and self.whole(round) else by
-
-    def uplink_bits(self, round: int) -> int:
-        """Bits of a client's message in a round, headers aside."""
-        by = self.uplink(round)
-        return self.experiment.method.bits * self.width if by is None else by.bits(self.layout.trained)
-
-    def bits(self, rounds: int) -> dict[str, int]:
-        """Bits that a client sends and is told in so many rounds in all of which it takes part."""
-        alike = type(self.experiment.method).whole is Method.whole
-        sent = rounds * self.uplink_bits(0) if alike else sum(map(self.uplink_bits, range(rounds)))
-        return {"uplink_bits": sent, "downlink_bits": rounds * self.downlink_bits}
-
-    @property
-    def downlink_bits(self) -> int:
-        """Bits that a client is told in a round, headers aside, where it took part in the one before."""
-        method, shapes = self.experiment.method, self.told_shapes
-        bits = {name: 32 * prod(shape) for name, shape in shapes.items()}
-        if method.downlink is not None:
-            bits[method.sends] = min(bits[method.sends], method.downlink.bits(self.layout.trained))
-        return sum(bits.values())
-
-    @property
-    def told_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of what a client is told."""
-        method = self.experiment.method
-        start = method.server_init(self.x0, 1)
-        names = (method.sends, *method.tells)
-        return {name: tuple(start[name].shape)[1 if method.peer else 0 :] for name in names}
 
     # ------------------------------------------------------------ a round
     def weights(self, ids: Ids, examples: Ids | None = None) -> Tensor | None:

@@ -1,0 +1,67 @@
+"""How the messages of a federation travel, and the bits that they take, headers aside."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+from torch import Tensor
+
+from fedsim.keys import SHARED, Keys
+from fedsim.layout import Layout
+from fedsim.messages import All, Compressor
+from fedsim.method import Method
+from fedsim.spec import Experiment
+from fedsim.types import Round
+
+WHOLE = All()  # the compressor that loses nothing
+
+
+class Traffic:
+    """A federation as a wire sees it."""
+
+    experiment: Experiment
+    keys: Keys
+    layout: Layout
+    x0: Tensor
+    width: int  # of a message
+
+    def whole(self, round: Round) -> bool:
+        """Whether the messages of a round travel as they are, whatever the method's `uplink`."""
+        method = self.experiment.method
+        if type(method).whole is Method.whole or not isinstance(round, int):
+            return False
+        return method.whole(round, float(self.keys.uniform("whole", round, np.array([SHARED]), 1)[0, 0]))
+
+    def uplink(self, round: Round) -> Compressor | None:
+        """How the messages of a round are compressed; None: they travel as they are."""
+        by = self.experiment.method.uplink
+        return WHOLE if by is not None and self.whole(round) else by
+
+    def uplink_bits(self, round: int) -> int:
+        """Bits of a client's message in a round, headers aside."""
+        by = self.uplink(round)
+        return self.experiment.method.bits * self.width if by is None else by.bits(self.layout.trained)
+
+    def bits(self, rounds: int) -> dict[str, int]:
+        """Bits that a client sends and is told in so many rounds in all of which it takes part."""
+        alike = type(self.experiment.method).whole is Method.whole
+        sent = rounds * self.uplink_bits(0) if alike else sum(map(self.uplink_bits, range(rounds)))
+        return {"uplink_bits": sent, "downlink_bits": rounds * self.downlink_bits}
+
+    @property
+    def downlink_bits(self) -> int:
+        """Bits that a client is told in a round, headers aside, where it took part in the one before."""
+        method, shapes = self.experiment.method, self.told_shapes
+        bits = {name: 32 * prod(shape) for name, shape in shapes.items()}
+        if method.downlink is not None:
+            bits[method.sends] = min(bits[method.sends], method.downlink.bits(self.layout.trained))
+        return sum(bits.values())
+
+    @property
+    def told_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what a client is told."""
+        method = self.experiment.method
+        start = method.server_init(self.x0, 1)
+        names = (method.sends, *method.tells)
+        return {name: tuple(start[name].shape)[1 if method.peer else 0 :] for name in names}
