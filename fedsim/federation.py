@@ -365,7 +365,7 @@ class Federation(Traffic):
             batches=experiment.batches,
             smallest=int(held.min()),
             clients=h,
-            active=experiment.active / experiment.clients,
+            active=min(1.0, experiment.active / h),  # Byzantine clients know that they were not drawn
             secret=secret,
             parameters=self.width,
             others=experiment.batches.unlike(held),

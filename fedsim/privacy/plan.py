@@ -53,7 +53,7 @@ class Plan:
     batches: Batches
     smallest: int  # examples of the smallest client
     clients: int  # honest ones, whose messages come together
-    active: float  # the share of clients that take part in a round
+    active: float  # the chance, at most, of an honest client to take part in a round
     secret: bool = field(default=True, kw_only=True)  # whether nothing tells later who took part in a round
     parameters: int
     others: tuple[int, ...] = ()  # sizes of clients that may pay more than the smallest

@@ -120,6 +120,32 @@ def test_attacks_that_see_honest_messages_are_refused(attack: Attack) -> None:
         central(byzantine=2, attack=attack)
 
 
+@dataclass(frozen=True)
+class Far(Attack):
+    """Rows of one length, whatever it is."""
+
+    size: float = 1e8
+    needs = frozenset({"own"})
+
+    def forge(self, view: View) -> Tensor:
+        assert view.own is not None
+        return torch.full_like(view.own, self.size / view.own.shape[1] ** 0.5)
+
+
+def test_a_long_row_hides_no_noise() -> None:
+    """Beside a row of norm 1e8 float32 carries neither noise nor other rows: the server clips it to the bound."""
+    far, near = (run(central(byzantine=1, attack=Far(size))).model for size in (1e8, 0.4))
+    for one, other in zip(far.values(), near.values(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_byzantine_clients_know_whether_they_were_drawn() -> None:
+    """Two of eight are drawn and three are Byzantine: where none of these was, an honest one was with chance 2/5."""
+    ledger = Federation(central(cohort=2, byzantine=3, attack=NaN())).ledger
+    assert ledger is not None
+    assert ledger.plan.active == 2 / 5
+
+
 def test_an_attack_is_not_shown_more_than_it_declares() -> None:
     @dataclass(frozen=True)
     class Curious(Attack):
