@@ -1,6 +1,7 @@
 """Published settings and studies, each a function: one experiment, one with others beside it, or a study of many."""
 
 from fedsim.experiments.comparison import Comparison as Comparison
+from fedsim.experiments.recipes.baselines import baselines, pfl_cifar10
 from fedsim.experiments.recipes.byz_clip21 import (
     byz_clip21_cnn,
     byz_clip21_label_flip,
@@ -23,6 +24,7 @@ from fedsim.experiments.recipes.surface import surface
 from fedsim.experiments.recipes.writers import writers
 
 __all__ = [
+    "baselines",
     "bucketing",
     "byz_clip21_cnn",
     "byz_clip21_label_flip",
@@ -38,6 +40,7 @@ __all__ = [
     "mnist_robust",
     "monna",
     "newton_schulz",
+    "pfl_cifar10",
     "private_signs",
     "private_utility",
     "quickstart",
