@@ -7,6 +7,7 @@ from fedsim.attacks.hidden import MinMax, MinSum
 from fedsim.attacks.mimic import Mimic
 from fedsim.attacks.replay import Replay
 from fedsim.attacks.sign import BlindSignFlip, OmniscientSign
+from fedsim.attacks.sparse import Concentrated, FillVote
 from fedsim.attacks.vector import ALIE, IPM, SignFlip
 from fedsim.attacks.worst_case import WorstCase
 
@@ -16,6 +17,8 @@ __all__ = [
     "Adaptive",
     "Backdoor",
     "BlindSignFlip",
+    "Concentrated",
+    "FillVote",
     "Gaussian",
     "Inf",
     "LabelFlip",

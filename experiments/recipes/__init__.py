@@ -21,6 +21,7 @@ from fedsim.experiments.recipes.private_signs import private_signs
 from fedsim.experiments.recipes.private_utility import private_utility
 from fedsim.experiments.recipes.sign_votes import sign_votes
 from fedsim.experiments.recipes.surface import surface
+from fedsim.experiments.recipes.untuned import untuned
 from fedsim.experiments.recipes.writers import writers
 
 __all__ = [
@@ -46,5 +47,6 @@ __all__ = [
     "quickstart",
     "sign_votes",
     "surface",
+    "untuned",
     "writers",
 ]

@@ -145,6 +145,30 @@ def over_rounds(
         return plot
 
 
+def over_bits(name: str, lines: list[tuple[str, pd.DataFrame]], metric: str, label: str) -> Plot:
+    """A metric against the bits of a client, those that it sent and those of both ways: means over seeds."""
+    with inked():
+        figure, panels = canvas(1, 2, height=2.9)
+        plot = Plot(name, figure)
+        for number, (title, runs) in enumerate(lines):
+            shown = (
+                runs[["round", "uplink_bits", "downlink_bits", metric]].astype(float).groupby("round").mean()
+            )
+            gid, style, up = f"s-{name}-{number}", look(number), shown["uplink_bits"]
+            values = (100 if metric == "accuracy" else 1) * shown[metric]
+            panels[0].plot(up, values, gid=gid, linewidth=1.8, **style)
+            panels[1].plot(up + shown["downlink_bits"], values, gid=f"{gid}-band", linewidth=1.8, **style)
+            plot.lines.append((gid, title, style["color"]))
+        for axes, bits in zip(panels, ("bits sent", "bits both ways"), strict=True):
+            axes.set(xlabel=bits, xscale="log")
+            _plain(axes.xaxis)
+        if metric == "accuracy":
+            _percent(panels, [runs["accuracy"] for _, runs in lines])
+        panels[0].set_ylabel(label)
+        panels[1].tick_params(labelleft=False)
+        return plot
+
+
 def over_seconds(name: str, lines: list[tuple[str, pd.DataFrame]], metric: str, label: str) -> Plot:
     """A metric over simulated seconds: the median over runs, in a band from the lower to the upper quartile.
 

@@ -78,6 +78,23 @@ def seconds(results: Results) -> Section | None:
     )
 
 
+def bits(results: Results) -> Section | None:
+    """Loss and accuracy against bits, where runs differ in how many they send."""
+    if "uplink_bits" not in results.frame:
+        return None
+    known = results.frame[results.frame["uplink_bits"].notna()]
+    if known.empty or known.groupby("round")["uplink_bits"].nunique().max() < 2:
+        return None
+    figures = [_over(results, "loss", "loss-bits", "test loss", "Loss against bits", plots.over_bits)]
+    if results.of_classes:
+        title = "Accuracy against bits"
+        figures.append(
+            _over(results, "accuracy", "accuracy-bits", "test accuracy, %", title, plots.over_bits)
+        )
+    text = "Each line is the mean over seeds; bits are those of a client so far, counted, headers aside."
+    return Section("Against bits", text, figures)
+
+
 def diagnostics(results: Results) -> Section | None:
     """How the rule fares against the adversary, round by round."""
     metrics = {
@@ -210,6 +227,7 @@ ALL: tuple[Callable[[Results], Section | None], ...] = (
     robustness,
     rounds,
     seconds,
+    bits,
     diagnostics,
     cost,
     splits,
@@ -227,6 +245,8 @@ def _over(results: Results, metric: str, name: str, label: str, title: str, plot
     known = results.frame[results.frame[metric].notna()]
     if plot is plots.over_seconds:
         known = known[known["simulated_seconds"].notna()]
+    if plot is plots.over_bits:
+        known = known[known["uplink_bits"].notna()]
     cells = list(known.groupby(list(results.axes), sort=False)) if results.axes else []
     parts = dict[str, Plot]()
     if 0 < len(cells) <= MANY:

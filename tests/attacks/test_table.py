@@ -19,6 +19,7 @@ VARIANTS = [
     attacks.Adaptive(attacks.IPM(), "reverse"),
     attacks.Adaptive(attacks.SignFlip()),
     attacks.Mimic(victim=1, warmup=3),
+    attacks.Concentrated(share=0.3, factor=2.0, places="rarest"),
     attacks.MinMax("unit"),
     attacks.OmniscientSign("cancel"),
     attacks.WorstCase("reverse", steps=2),

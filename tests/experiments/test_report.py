@@ -28,15 +28,24 @@ from fedsim.experiments.load import load
 from fedsim.experiments.report.plots import over_rounds
 from fedsim.experiments.report.report import MAIN, report
 from fedsim.experiments.report.results import Results
-from fedsim.experiments.report.sections import ALL, Figure, bytes_a_coordinate, robustness, seconds, surface
+from fedsim.experiments.report.sections import (
+    ALL,
+    Figure,
+    bits,
+    bytes_a_coordinate,
+    robustness,
+    seconds,
+    surface,
+)
 from fedsim.experiments.resolve import resolve_study
 from fedsim.experiments.study import Score, Study, axes
 from fedsim.experiments.sweep.run import Sweep
 from fedsim.experiments.sweep.workers import Job, work
+from fedsim.messages import TopK
 from fedsim.privacy import ExampleDP, MessageDP
 from fedsim.runner import run
 from fedsim.spec import Experiment
-from fedsim.strategies import ByzClip21SGD2M, Krum, Mean
+from fedsim.strategies import EF21, ByzClip21SGD2M, HeavyBall, Krum, Mean
 
 TABLE = {
     "rule": ["Median", "Mean"],
@@ -358,6 +367,25 @@ def test_figures_over_seconds_hold_what_was_measured_before(tmp_path: Path) -> N
     assert shown[(at >= 4.0) & (at < 8.0)] == pytest.approx(100 * first)
     assert shown[-1] == pytest.approx(100 * results.final["accuracy"].median())
     assert seconds in ALL
+
+
+def test_figures_against_bits_hold_what_was_counted(tmp_path: Path) -> None:
+    """Both ways is uplink and downlink; without runs that differ in bits there is no figure."""
+    plain = replace(SMALL, method=HeavyBall(lr=0.1), privacy=None, rounds=4, evaluate_every=2)
+    run(plain, out=tmp_path / "plain")
+    assert bits(Results.of(tmp_path)) is None
+    run(replace(plain, method=EF21(down=TopK(0.1))), out=tmp_path / "compressed")
+    results = Results.of(tmp_path)
+    section = bits(results)
+    assert section is not None
+    assert bits in ALL
+    (plot,) = section.figures[0].plots.values()
+    for panel, names in zip(
+        plot.figure.axes, (["uplink_bits"], ["uplink_bits", "downlink_bits"]), strict=True
+    ):
+        drawn = sorted(tuple(map(tuple, line.get_xydata())) for line in panel.get_lines())
+        runs = [frame for _, frame in results.frame.groupby("experiment")]
+        assert drawn == sorted(tuple(zip(f[names].sum(axis=1), f["loss"], strict=True)) for f in runs)
 
 
 def test_a_report_names_damaged_records_and_leaves_them_out(tmp_path: Path) -> None:
