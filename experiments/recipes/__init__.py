@@ -20,6 +20,7 @@ from fedsim.experiments.recipes.monna import monna
 from fedsim.experiments.recipes.private_signs import private_signs
 from fedsim.experiments.recipes.private_utility import private_utility
 from fedsim.experiments.recipes.sign_votes import sign_votes
+from fedsim.experiments.recipes.speeds import speeds
 from fedsim.experiments.recipes.surface import surface
 from fedsim.experiments.recipes.untuned import untuned
 from fedsim.experiments.recipes.writers import writers
@@ -46,6 +47,7 @@ __all__ = [
     "private_utility",
     "quickstart",
     "sign_votes",
+    "speeds",
     "surface",
     "untuned",
     "writers",
