@@ -146,7 +146,7 @@ class Group(Clients):
         if self.calls or self.share.batch is None:
             return super().first_gradient(tau)
         first = self.share.first
-        self.call(self.share.batch)
+        self.call(self.share.batch.part(self.part))
         self.mechanism = self.share.mechanism and self.share.mechanism.part(self.part)
         # it is likely to be the message, unless noise is still to come
         message = self.fed.width == self.fed.x0.numel() and not self.fed.message_privacy
