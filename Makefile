@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/fedsim run quickstart
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The numerical tests as on other processors and on other numbers of threads.
 test-everywhere: .venv/installed

@@ -1,8 +1,10 @@
 """The accountants against high precision, numeric integration, Opacus and dp-accounting."""
 
+import itertools
 import warnings
 from functools import cache
 from math import erf, exp, inf, log, pi, sqrt
+from typing import Literal
 
 import mpmath as mp
 import numpy as np
@@ -309,3 +311,19 @@ def test_prv_is_never_negative_and_refuses_in_words() -> None:
         assert prv([Release(z, times, "poisson", rate)], delta) >= 0.0
     with pytest.raises(Invalid, match="no numerical composition"):
         prv([Release(0.3, 100_000, "poisson", 1e-4)], 1e-12)
+
+
+@pytest.mark.parametrize("sampling", ["poisson", "fixed"])
+def test_no_corner_is_negative_infinite_or_below_what_is_exact(sampling: Literal["poisson", "fixed"]) -> None:
+    """z from 0.2 to 100, rates from 1e-5 to 1, up to a million releases, delta from 1e-12 to 1e-2.
+
+    Nothing amplified exceeds what never amplifies, and at rate 1 nothing is below the closed form.
+    """
+    grid = itertools.product([0.2, 1, 100], [1e-5, 0.03, 0.5, 1.0], [1, 10**4, 10**6], [1e-12, 1e-5, 1e-2])
+    for z, rate, times, delta in grid:
+        history = [Release(z, times, sampling, rate)]
+        plain, amplified = gaussian_epsilon(sqrt(times) / z, delta), rdp(history, delta)
+        assert 0 <= amplified < inf
+        assert amplified <= rdp([Release(z, times)], delta) * (1 + 1e-9)
+        if rate == 1:
+            assert amplified >= plain * (1 - 1e-9)
