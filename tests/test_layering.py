@@ -106,6 +106,7 @@ OUTSIDE = {
         "fedsim.attacks.flower",
         "fedsim.engines.ray",
         "fedsim.experiments.bench.peers",
+        "fedsim.experiments.bench.devices",
     ),
     "grpc": ("fedsim.link",),
     "cryptography": ("fedsim.link.identity", "fedsim.deploy"),

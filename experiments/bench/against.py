@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -39,18 +39,21 @@ PEERS = {
     "byzfl": Peer(("byzfl==0.0.11",)),
     "opacus": Peer((), ("hooks", "ghost")),
 }
+LINKS = {
+    "nvflare": Peer(("nvflare==2.9.0",))
+}  # for `fedsim bench devices`: they send messages, and do not train
 
 
-def known(name: str) -> Peer:
+def known(name: str, among: Mapping[str, Peer] = PEERS) -> Peer:
     """The peer of that name; raises `Invalid`."""
-    if name not in PEERS:
-        raise Invalid(f"peer = {name!r}: unknown; {nearest(name, PEERS)}")
-    return PEERS[name]
+    if name not in among:
+        raise Invalid(f"peer = {name!r}: unknown; {nearest(name, among)}")
+    return among[name]
 
 
 def install(name: str, folder: Path) -> None:
     """Make the environment of a peer, folder/name, by pip, with this environment's version of torch."""
-    if not (pins := known(name).pins):
+    if not (pins := known(name, PEERS | LINKS).pins):
         return
     place = folder / name
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
@@ -62,7 +65,7 @@ def install(name: str, folder: Path) -> None:
 
 def python(name: str, folder: Path) -> Path:
     """The interpreter that runs a peer; raises `Invalid` where its environment has not been made."""
-    path = _python(folder / name) if known(name).pins else Path(sys.executable)
+    path = _python(folder / name) if known(name, PEERS | LINKS).pins else Path(sys.executable)
     if not path.exists():
         raise Invalid(
             f"against = {name!r}: not installed in {folder}; `fedsim bench peers {name} --into {folder}`"

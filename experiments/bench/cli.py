@@ -57,12 +57,12 @@ def rounds(
 @app.command()
 @guarded
 def peers(
-    names: Annotated[list[str], typer.Argument(help="pfl, flower, byzfl, opacus.")],
+    names: Annotated[list[str], typer.Argument(help="pfl, flower, byzfl, opacus, nvflare.")],
     into: Annotated[Path, typer.Option(help="A folder; each peer gets an environment there.")] = Path(
         "peers"
     ),
 ) -> None:
-    """Install other simulators for `fedsim bench rounds --against`, each in a virtual environment of its own."""
+    """Install other simulators for `bench rounds` and `bench devices`, each in a virtual environment of its own."""
     from fedsim.experiments.bench.against import install
 
     for name in names:
@@ -127,6 +127,32 @@ def absent(
     from fedsim.experiments.bench.absent import bench_absent
 
     _print(bench_absent(registered, count, memory, threads), as_json)
+
+
+@app.command()
+@guarded
+def devices(
+    n: Annotated[list[int], typer.Option(min=1, help="Devices; repeat.")] = [2, 20, 200],
+    d: Annotated[list[int], typer.Option(min=1, help="Parameters; repeat.")] = [
+        100_000,
+        1_000_000,
+        10_000_000,
+    ],
+    count: Annotated[int, typer.Option(min=1, help="Rounds to time.")] = 5,
+    against: Annotated[
+        list[str],
+        typer.Option(
+            help="flower: its SuperLink and SuperNodes; nvflare: its simulator; repeat, or with commas."
+        ),
+    ] = [],
+    peers: Annotated[Path, typer.Option(help="Where `fedsim bench peers` put nvflare.")] = Path("peers"),
+    memory: Annotated[float, typer.Option(min=0, help="GiB; what would take more is left out.")] = 8.0,
+    as_json: Json = False,
+) -> None:
+    """Seconds a round of messages to devices and back, over the link of `fedsim deploy`."""
+    from fedsim.experiments.bench.devices import bench_devices
+
+    _print(bench_devices(n, d, count, _split(against), peers, memory), as_json)
 
 
 @app.command()
