@@ -354,7 +354,7 @@ def test_every_attack_forges_messages_of_any_width(name: str, method: Method) ->
 
 
 @pytest.mark.parametrize("method", [SCAFFOLD(lr=0.1), FedPer(lr=0.1)], ids=repr)
-@pytest.mark.parametrize("name", [n for n in catalog.names("rules") if n != "Chain"])
+@pytest.mark.parametrize("name", [n for n in catalog.names("rules") if n not in ("Chain", "PerLayer")])
 def test_every_rule_takes_messages_of_any_width(name: str, method: Method) -> None:
     e = experiment(
         method, rule=plain(catalog.names("rules")[name]), byzantine=1, attack=IPM(2.0), clients=7, cohort=None
