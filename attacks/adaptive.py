@@ -7,20 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsim.attacks.forecast import Forecast, Objective, Path
+from fedsim.attacks.forecast import Forecast, Path
+from fedsim.attacks.objective import Aim, Objective, aim_of
 from fedsim.attacks.search import strongest
 from fedsim.attacks.vector import ALIE, Line
 from fedsim.check import Count, Finite
-from fedsim.types import Attack, Knowledge, Target, View
+from fedsim.types import Attack, Knowledge, State, Target, View
 
 
 @dataclass(frozen=True)
 class Adaptive(Attack):
     """`attack` with the factor in [-bound, bound] that does most damage to the rule at hand, chosen anew each round.
 
-    `objective` "distance" is ||answer - s||, s the mean of the honest rows that the rule sees (arXiv:2302.01772);
-    "reverse" is minus the length of the answer along s. The rules of this package are searched on inner products and a
-    sample of columns; any other rule is run once for each of about 130 factors. `grid` sets how many.
+    `objective` is what counts as damage (`objective.aim_of`): "distance" from the mean of the honest rows that the rule
+    sees (arXiv:2302.01772), "reverse", "progress" or "drift". The rules of this package are searched on inner products
+    and a sample of columns; any other rule is run once for each of about 130 factors. `grid` sets how many.
     """
 
     attack: Line = ALIE()
@@ -33,32 +34,28 @@ class Adaptive(Attack):
         return self.attack.needs | {"rule"}
 
     def forge(self, view: View) -> Tensor:
+        return self.remember(view, {})[0]
+
+    def remember(self, view: View, memory: State) -> tuple[Tensor, State]:
+        target = target_of(view)
         origin, direction = self.attack.line(view)
-        return push(view, origin, direction, self.objective, self.bound, self.grid)
+        at = origin.expand(view.f, direction.shape[-1])
+        aim, after = aim_of(self.objective, target.honest_mean(target.receive(at)), target, memory)
+        factor = best_factor(view, origin, direction, aim, self.bound, self.grid)
+        return at.add(direction, alpha=factor), after
 
 
-def push(
-    view: View, origin: Tensor, direction: Tensor, objective: Objective, bound: float, grid: int
-) -> Tensor:
-    """The rows (f, d) on the line origin + factor * direction that do most damage."""
+def best_factor(view: View, origin: Tensor, direction: Tensor, aim: Aim, bound: float, grid: int) -> float:
+    """The t with which f rows origin + t * direction do most damage."""
     target = target_of(view)
     path = Path.through(target, origin, direction, view.f)
 
-    def at(factor: float) -> Tensor:
-        return origin.add(direction, alpha=factor).expand(view.f, -1)
-
     def run(factors: Tensor) -> Tensor:
-        answers = (target(at(float(t))) for t in factors)
-        return torch.stack([damage(answer, path.s, objective) for answer in answers]).double().cpu()
+        answers = (target(origin.add(direction, alpha=float(t)).expand(view.f, -1)) for t in factors)
+        return torch.stack([aim(answer) for answer in answers]).double().cpu()
 
-    tried = Forecast(path, objective) if Forecast.knows(path) else run
-    return at(strongest(tried, path.factors(bound, grid)))
-
-
-def damage(answer: Tensor, s: Tensor, objective: Objective) -> Tensor:
-    """How bad an answer (d,) is for the honest mean s: ||answer - s||, or minus its length along s."""
-    done: Tensor = (answer - s).norm() if objective == "distance" else -(answer @ s) / s.norm()
-    return done
+    tried = Forecast(path, aim) if Forecast.knows(path) else run
+    return strongest(tried, path.factors(bound, grid))
 
 
 def target_of(view: View) -> Target:

@@ -11,15 +11,15 @@ Rules written as two hooks (weights from the rows' inner products, then a reduct
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 
+from fedsim.attacks.objective import Aim
 from fedsim.attacks.vector import deviation
 from fedsim.types import Target
 
-Objective = Literal["distance", "reverse"]
 SAMPLE = 1024  # columns
 BLOCK = 2**18  # numbers in a column block
 FAR = -64  # a factor at which a server that clips or squashes messages would show it
@@ -128,8 +128,8 @@ class Forecast:
             return False
         return path.straight and (rule.linear or not rule.stages[-1].random)
 
-    def __init__(self, path: Path, objective: Objective) -> None:
-        self.path, self.objective = path, objective
+    def __init__(self, path: Path, aim: Aim) -> None:
+        self.path, self.aim = path, aim
         self.target, self.inner = path.target, path.inner
         self.rule = cast(TwoHooks, path.target.rule)
         n, h, moving, size = len(path.rows), self.target.honest, len(path.step), len(path.inner)
@@ -146,9 +146,10 @@ class Forecast:
             cross + cross.T,
             self.moved @ self.inner @ self.moved.T,
         )
+        self.along, self.square = _against(path, aim)
         if not self.rule.linear:
             at, self.share = _sample(deviation(path.rows[: min(h, 4)], path.s).double().square_())
-            self.rows, self.step, self.s = path.rows[:, at], path.step[:, at], path.s[at]
+            self.rows, self.step, self.point = path.rows[:, at], path.step[:, at], aim.point[at]
             self.previous = None if self.target.previous is None else self.target.previous[None, at]
 
     def __call__(self, factors: Tensor) -> Tensor:
@@ -158,10 +159,11 @@ class Forecast:
         if not self.rule.linear:
             return self._reduced(factors, weights)
         answers = (weights @ (self.fixed + factors[:, None, None] * self.moved))[:, 0]  # from the origin
-        if self.objective == "reverse":
-            return (answers @ self.inner[-1]) / self.inner[-1, -1].sqrt()
+        if self.aim.against:
+            return -(answers @ self.along) / self.square.sqrt()
         answers[:, -1] += 1  # from s
-        return ((answers @ self.inner) * answers).sum(1).clamp_min(0).sqrt()
+        squares = ((answers @ self.inner) * answers).sum(1) - 2 * answers @ self.along + self.square
+        return squares.clamp_min(0).sqrt()
 
     def _weights(self, inner: Tensor) -> Tensor:
         """What the rule gives to the rows, and to the previous aggregate, at their inner products."""
@@ -183,9 +185,24 @@ class Forecast:
             mixed += weights[:, :, n:] @ self.previous
         reduced: Tensor = self.rule.stages[-1].reduce(mixed.flatten(1), self.target.f)
         answers = reduced.view(len(factors), -1)
-        if self.objective == "reverse":
-            return -(answers @ (self.s * self.share)).double().cpu() / self.inner[-1, -1].sqrt()
-        return ((answers - self.s).square() @ self.share).double().cpu().sqrt()
+        if self.aim.against:
+            return -(answers @ (self.point * self.share)).double().cpu() / self.square.sqrt()
+        return ((answers - self.point).square() @ self.share).double().cpu().sqrt()
+
+
+def _against(path: Path, aim: Aim) -> tuple[Tensor, Tensor]:
+    """Inner products, float64, of what an aim is measured by with all vectors of a path (k,), and with itself.
+
+    That is the direction, or the point seen from s.
+    """
+    if aim.point is path.s:  # known already
+        nothing = torch.zeros_like(path.inner[-1])
+        return (-path.inner[-1], path.inner[-1, -1]) if aim.against else (nothing, nothing[0])
+    vector = aim.point if aim.against else aim.point - path.s
+    last = [] if path.target.previous is None else [path.target.previous - path.s]
+    known = [(path.rows - path.s) @ vector, path.step @ vector, *(v[None] @ vector for v in last)]
+    products = torch.cat([*known, (-path.s @ vector)[None]])
+    return products.double().cpu(), (vector @ vector).double().cpu()
 
 
 def _sample(spread: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,8 +55,9 @@ pytestmark = pytest.mark.skipif("FEDSIM_LONG" not in os.environ, reason="minutes
 
 # What the host reads, and why: anything else fails. For a "number" and a "shape" it waits, a "copy" moves a tensor.
 MEANT = {
-    "copy attacks/adaptive.py:push.run": "a damage for each factor that is tried",
+    "copy attacks/adaptive.py:best_factor.run": "a damage for each factor that is tried",
     "copy attacks/forecast.py:Forecast._reduced": "a damage for each factor that is tried",
+    "copy attacks/forecast.py:_against": "inner products with what damage is measured by, once a round",
     "copy attacks/forecast.py:_measure": "inner products of the rows, a small matrix",
     "copy attacks/mimic.py:Mimic._look": "one place among the clients, whose ids the host has",
     "copy fedsim/machine/rowfile.py:_bytes": "clients' states, where they are saved",
@@ -74,7 +75,8 @@ MEANT = {
     "number attacks/hidden.py:MinSum.largest": "a factor, once a round",
     "number attacks/mimic.py:Mimic.remember": "whom it copies, once a round",
     "number attacks/worst_case.py:WorstCase._climb": "whether there is a slope, once a step",
-    "number attacks/worst_case.py:WorstCase._slope": "a damage, once a step",
+    "number attacks/worst_case.py:_slope": "a damage, once a step",
+    "number attacks/worst_case.py:_worst": "a damage for each of some rows that are tried",
     "number fedsim/engines/vector.py:rows": "whether the mean is finite, once a round",
     "number fedsim/federation.py:Federation.add_gaussian_noise": "a deviation for each client: they may follow a clip",
     "number fedsim/gradients/batched.py:ClientGradients._choose": "whether a route is right, once a run",

@@ -17,6 +17,8 @@ EVERY = [getattr(attacks, name)() for name in attacks.__all__]
 VARIANTS = [
     attacks.ALIE(z=1.5, std="sample", side="+", rows="own"),
     attacks.Adaptive(attacks.IPM(), "reverse"),
+    attacks.Adaptive(attacks.IPM(), "progress"),
+    attacks.Adaptive(attacks.IPM(), "drift"),
     attacks.Adaptive(attacks.SignFlip()),
     attacks.Mimic(victim=1, warmup=3),
     attacks.Concentrated(share=0.3, factor=2.0, places="rarest"),
