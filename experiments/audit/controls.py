@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.batches import Batches, Poisson
+from fedsim.env import AtClients
 from fedsim.experiments.audit.command import audit
 from fedsim.experiments.recipes.demo import quickstart
 from fedsim.keys import Keys
@@ -72,7 +73,10 @@ def planted(fault: str) -> Iterator[float]:
         yield 0.6
         return
     where, name, wrong = FAULTS[fault]
-    with patch.object(where, name, wrong):
+    unseen = patch.object(
+        AtClients, "_require_weights", lambda self, batch: None
+    )  # the product refuses two of them
+    with patch.object(where, name, wrong), unseen:
         yield 1.0
 
 

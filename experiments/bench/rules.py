@@ -78,6 +78,8 @@ TABLE = {
     "FLTrust": Entry(s.FLTrust()),
     "FoolsGold": Entry(s.FoolsGold()),  # these two as in a first round
     "FLDetector": Entry(s.FLDetector()),
+    "PerLayer": Entry(s.PerLayer(s.Median())),
+    "EDiT": Entry(s.EDiT()),
     "NNA(0)": Entry(s.NNA(0), lambda peer, f: peer.MoNNA(f)),
     "NNA": Entry(s.NNA()),
     "MDA": Entry(s.MDA(), lambda peer, f: peer.MDA(f), _subsets),

@@ -133,8 +133,8 @@ class Spent:
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Invalid(
-                f"{path}: this device's privacy ledger is not readable, so nothing more is answered ({error})"
+            raise Invalid(  # the server reads it: no path
+                f"this device's privacy ledger is not readable ({type(error).__name__}), so nothing more is answered"
             ) from None
 
 

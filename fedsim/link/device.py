@@ -10,6 +10,7 @@ import random
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
@@ -180,7 +181,10 @@ class Last:
         sum_ = 0
         for part in reply:
             sum_ = zlib.crc32(part, sum_)
-        write_parts(self._path, [sum_.to_bytes(4, "big"), *reply], durable=False)
+        with suppress(
+            FileNotFoundError
+        ):  # started twice, the other one was quicker; the sum tells whose is whole
+            write_parts(self._path, [sum_.to_bytes(4, "big"), *reply], durable=False)
         self._id = asked
 
     def _read(self) -> tuple[str, memoryview]:

@@ -38,10 +38,10 @@ class RMS(Oracle):
 class Sign(Oracle):
     """max |Z_ij|: sign(G), with sign(0) = 0; the dual is sum |G_ij|.
 
-    scale  "one", or "1/q" over the number of inputs: Scion's step of an output layer (arXiv:2502.07529)
+    scale  "one", or "per_input" over the number of inputs: Scion's step of an output layer (arXiv:2502.07529)
     """
 
-    scale: Literal["one", "1/q"] = "one"
+    scale: Literal["one", "per_input"] = "one"
 
     def _unit(self, g: Tensor, block: Block) -> Tensor:
         return g.sign() * self._factor(g)

@@ -29,7 +29,7 @@ class Norms(Component):
 
     hidden: Oracle = Spectral(scale="rms")
     input: Oracle = Spectral(scale="muon")
-    head: Oracle = Sign(scale="1/q")
+    head: Oracle = Sign(scale="per_input")
     conv: Oracle = Spectral(scale="rms")
     embedding: Oracle = Columns(scale="rms")
     vector: Oracle = RMS()

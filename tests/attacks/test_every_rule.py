@@ -26,6 +26,8 @@ def view_of(rule: Rule, n: int = 12, f: int = 2) -> View:
 def rule_of(name: str) -> Rule:
     if name == "Chain":
         return strategies.Chain(strategies.ARC(), strategies.Bulyan())
+    if name == "PerLayer":
+        return strategies.PerLayer(strategies.Median())
     return names("rules")[name](**({"tau": 1.0} if name == "CenteredClipping" else {}))
 
 

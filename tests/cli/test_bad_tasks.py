@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,7 @@ def test_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     (tmp_path / "mine.py").write_text(MINE)
     pd.DataFrame({"age": range(40), "ill": [0, 1] * 20, "days": [0.5] * 40}).to_csv("a.csv", index=False)
     if "huge" in changes[0]:

@@ -142,9 +142,11 @@ def test_every_rule_and_mixer_is_the_same_on_any_number_of_threads(kind: str, n:
 
 
 def instance(name: str) -> Any:
-    """A component, of parameters without defaults 1.5; a chain of one mixer."""
+    """A component, of parameters without defaults 1.5; a chain of one mixer, a rule by layer."""
     if name == "Chain":
         return strategies.Chain(strategies.Bucketing(), strategies.TrimmedMean())
+    if name == "PerLayer":
+        return strategies.PerLayer(strategies.TrimmedMean(), sizes=(79_000, 510))
     found = getattr(strategies, name, None) or getattr(attacks, name)
     try:
         return found()

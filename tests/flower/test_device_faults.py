@@ -38,7 +38,8 @@ def test_a_damaged_ledger_answers_nothing(tmp_path: Path) -> None:
     site = Site(tmp_path)
     (site.folder(2) / "ledger.json").write_text("{ half")
     _, aside = site.run(small())
-    assert "ledger is not readable, so nothing more is answered" in aside[0]
+    assert "ledger is not readable (JSONDecodeError), so nothing more is answered" in aside[0]
+    assert str(tmp_path) not in aside[0]
 
 
 def test_of_runs_at_once_each_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

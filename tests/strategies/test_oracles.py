@@ -53,7 +53,7 @@ CASES: dict[str, tuple[Oracle, Primal | None]] = {
     ),
     "radius": (Spectral(polar=EXACT, radius=2.5), lambda z: singular(z)[0] / 2.5),
     "sign": (Sign(), lambda z: np.abs(z).max()),
-    "sign/q": (Sign("1/q", radius=3.0), lambda z: np.abs(z).max() * z.shape[1] / 3),
+    "sign/q": (Sign("per_input", radius=3.0), lambda z: np.abs(z).max() * z.shape[1] / 3),
     "columns": (Columns(scale="one"), lambda z: np.sqrt((z**2).sum(0)).max()),
     "columns rms": (Columns(), lambda z: np.sqrt((z**2).mean(0)).max()),
     "columns rms/q": (Columns(scale="rms/q"), lambda z: np.sqrt((z**2).mean(0)).max() * z.shape[1]),
