@@ -11,6 +11,7 @@ demo: .venv/installed
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python tests/everywhere.py mkl-avx2 mkl-compatible -k "rules or gram or ranks or clip_bounds or threads"
 
 # The numerical tests as on other processors and on other numbers of threads.
 test-everywhere: .venv/installed
