@@ -27,7 +27,7 @@ from fedsim.metrics import measured
 from fedsim.personal import personal_metrics
 from fedsim.progress import Live
 from fedsim.prolong import Shorter
-from fedsim.record import Metrics, Record
+from fedsim.record import ANEW, Metrics, Record
 from fedsim.result import Result
 from fedsim.round import Seen
 from fedsim.spec import Experiment
@@ -212,7 +212,13 @@ def _start(fed: Federation, ask: engines.Ask, record: Record | None) -> Run:
             )
         return begun
     states = States.start(first, fed.computing, space=fed.space, file=record.states, saved=saved.get("rows"))
-    return kind.at(fed, saved, states)
+    try:
+        return kind.at(fed, saved, states)
+    except (KeyError, TypeError) as error:
+        states.close()
+        raise Invalid(
+            f"{record.folder / 'checkpoint.pt'}: a checkpoint of another version of fedsim ({error}); {ANEW}"
+        ) from None
 
 
 def _unheard(round: int, metrics: Metrics) -> None:

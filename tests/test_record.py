@@ -180,6 +180,18 @@ def test_another_experiment_s_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "weights_only" not in str(error.value)  # torch's advice, which runs whatever the file says
 
 
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    run(PRIVATE, out=tmp_path)
+    (tmp_path / "model.pt").unlink()
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del saved["heard"]
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    with pytest.raises(
+        Invalid, match=r"of another version of fedsim \('heard'\); where its folder is removed"
+    ):
+        run(PRIVATE, out=tmp_path, resume=True)
+
+
 def test_a_folder_that_is_no_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("[]")
     with pytest.raises(Invalid, match=r"manifest\.json: not the manifest of a run"):
