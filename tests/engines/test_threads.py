@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rounding import on_threads
 from test_parity import CASES, experiment
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,6 +34,7 @@ from fedsim.strategies.kernels import columns
 from fedsim.strategies.kernels.base import Stage
 from fedsim.task import Task
 
+pytestmark = on_threads
 NUMBERS = [1, 2, 3]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from rounding import on_threads
 from rule_table import FIXED, KINDS, MEAN, ORDER, PLAIN, RULES, SCALE, SHIFT, SLOPE, TABLE, Claim, close, draw
 
 from fedsim import strategies
@@ -160,6 +161,7 @@ def test_the_rows_are_never_written_to_however_they_lie(claim: Claim, layout: st
     assert close(answer, claim.part(before, 2).double(), x, 1e-5)
 
 
+@on_threads
 @every
 def test_blocks_and_threads_do_not_change_the_answer(claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
     x = draw("normal", 20, 2, 700, 5).float()
@@ -176,6 +178,7 @@ def test_blocks_and_threads_do_not_change_the_answer(claim: Claim, monkeypatch: 
     assert close(one, whole.double(), x, 1e-5)
 
 
+@on_threads
 @pytest.mark.parametrize("n", [35, 100])
 @pytest.mark.parametrize(
     "rule",
