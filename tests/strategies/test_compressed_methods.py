@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from resuming import resumed_to_the_bit
 from torch import Tensor
 
 from fedsim import engines
@@ -265,16 +266,7 @@ def test_resumes_and_runs_under_attack(attack: SignFlip | ALIE, tmp_path) -> Non
         attack=attack,
         rounds=6,
     )
-    whole = run(e)
-
-    def stop(round: int, metrics: dict[str, object]) -> None:
-        if round == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(e, out=tmp_path / "a", progress=stop)
-    again = run(e, out=tmp_path / "a", resume=True)
-    assert all(torch.equal(again.model[name], whole.model[name]) for name in whole.model)
+    whole = resumed_to_the_bit(e, tmp_path / "a")
     assert whole.frame["uplink_bits"].iloc[-1] == 6 * Federation(e).uplink_bits(0)
 
 

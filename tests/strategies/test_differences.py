@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from resuming import resumed_to_the_bit
 from test_compressed_methods import Clients, N, experiment, final, top
 from torch import Tensor
 
@@ -249,16 +250,7 @@ def test_resumes_to_the_bit(method: Method, tmp_path) -> None:  # type: ignore[n
         rounds=5,
         rule=MajorityVote() if isinstance(method, HeavyTailSign) else Mean(),
     )
-    whole = run(e)
-
-    def stop(round: int, metrics: dict[str, object]) -> None:
-        if round == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(e, out=tmp_path / "a", progress=stop)
-    again = run(e, out=tmp_path / "a", resume=True)
-    assert all(torch.equal(again.model[name], whole.model[name]) for name in whole.model)
+    resumed_to_the_bit(e, tmp_path / "a")
 
 
 def test_they_are_found_by_name() -> None:

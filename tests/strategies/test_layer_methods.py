@@ -8,6 +8,7 @@ from math import sqrt
 import numpy as np
 import pytest
 import torch
+from resuming import resumed_to_the_bit
 from torch import Tensor
 
 from fedsim.attacks import ALIE
@@ -192,16 +193,7 @@ RESUMED = [
 @pytest.mark.parametrize("method", RESUMED, ids=lambda m: type(m).__name__)
 def test_resumes_to_the_bit(method: Method, tmp_path) -> None:  # type: ignore[no-untyped-def]
     e = experiment(method)
-    whole = run(e)
-
-    def stop(round: int, metrics: dict[str, object]) -> None:
-        if round == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(e, out=tmp_path / "a", progress=stop)
-    again = run(e, out=tmp_path / "a", resume=True)
-    assert all(torch.equal(again.model[name], whole.model[name]) for name in whole.model)
+    resumed_to_the_bit(e, tmp_path / "a")
 
 
 # ---------------------------------------------------------------- Muon and Scion
