@@ -24,6 +24,7 @@ from fedsim.types import Dataset, Split, single
 __all__ = [
     "IID",
     "Dirichlet",
+    "EqualDirichlet",
     "Extreme",
     "FeatureShift",
     "GammaSimilarity",
@@ -66,6 +67,36 @@ class Dirichlet(Split):
             for part, piece in zip(parts, cut(members, shares), strict=True):
                 part.append(piece)
         return fill([np.concatenate(part) for part in parts], self.min_size, rng)
+
+
+@dataclass(frozen=True)
+class EqualDirichlet(Split):
+    """Clients whose sizes differ by one at most, each with its own mixture of classes ~ Dir(alpha, ..., alpha).
+
+    One client after the other, in random order, draws its examples' classes from its mixture, of the classes that are
+    left; where its mixture has none of these, from what is left of all.
+    """
+
+    alpha: Concentration = 1.0
+
+    def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Ids]:
+        sizes, members = (
+            [len(part) for part in np.array_split(range(enough(dataset, n)), n)],
+            by_class(dataset, rng),
+        )
+        left = np.array([len(each) for each in members])
+        parts: list[Ids] = [np.zeros(0, np.int64)] * n
+        for client in rng.permutation(n):
+            mixture, rest = rng.dirichlet(np.full(len(left), self.alpha)), left.copy()
+            while missing := sizes[client] - int((left - rest).sum()):
+                free = mixture * (rest > 0)
+                shares = free / free.sum() if free.sum() > 1e-12 else rest / rest.sum()
+                rest = np.maximum(rest - rng.multinomial(missing, shares), 0)
+            parts[client] = np.concatenate(
+                [m[to:since] for m, since, to in zip(members, left, rest, strict=True)]
+            )
+            left = rest
+        return parts
 
 
 @dataclass(frozen=True)

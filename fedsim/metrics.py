@@ -18,7 +18,17 @@ from fedsim.check import Component, Invalid
 from fedsim.layout import unflatten
 from fedsim.types import Examples, forward
 
-__all__ = ["RMSE", "Accuracy", "BitsPerToken", "ByClient", "ByOwner", "Confusion", "MacroF1", "Recall"]
+__all__ = [
+    "RMSE",
+    "Accuracy",
+    "BitsPerToken",
+    "ByClient",
+    "ByOwner",
+    "Confusion",
+    "GradientNorm",
+    "MacroF1",
+    "Recall",
+]
 
 PIECE = 2000  # examples at a time
 LISTED = 50  # clients whose values are recorded one by one
@@ -70,9 +80,11 @@ class Metric(Component):
     """A value of outputs (N, ...) and labels y (N, ...) of all test examples.
 
     averages  it is a mean over examples
+    trains    it is of the training examples of all honest clients, and so not of what the model puts out
     """
 
     averages: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -249,6 +261,23 @@ class ByClient(Parted):
         return (own / own.sum(1, keepdim=True)) @ self._each(outputs, y, y, which)
 
 
+@dataclass(frozen=True)
+class GradientNorm(Metric):
+    """||grad f(x)||^2, f = (1/h) sum_i f_i the mean over h honest clients, f_i the mean loss of i's training examples.
+
+    In the record as `gradient_norm`; the gradient of all training examples each time: evaluate seldom.
+    """
+
+    trains: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return "gradient_norm"
+
+    def __call__(self, outputs: Tensor, y: Tensor) -> Value:
+        raise NotImplementedError  # `fedsim.stationary` works it out
+
+
 class Own(Metric):
     """A user's function metric(outputs, y) -> float, known by the place where it stands."""
 
@@ -282,7 +311,8 @@ def as_metric(value: Any) -> Any:
 def measured(
     metrics: Sequence[Metric], model: nn.Module, x: Tensor, examples: Examples, about: About
 ) -> dict[str, Value]:
-    """The metrics of a model at x (d,)."""
+    """The metrics of a model at x (d,) that are of what it puts out."""
+    metrics = [metric for metric in metrics if not metric.trains]
     if not metrics:
         return {}
     parameters = unflatten(x, model)

@@ -33,6 +33,7 @@ from fedsim.round import Seen
 from fedsim.spec import Experiment
 from fedsim.standing import Standing
 from fedsim.states import States
+from fedsim.stationary import gradient_norm
 from fedsim.task import evaluate
 from fedsim.types import Dataset, weighted_mean
 
@@ -253,6 +254,8 @@ def _measure(live: Run, fed: Federation, seen: Seen | None, before: Tensor | Non
     metrics: Metrics = {"round": live.round, **evaluate(fed.model, fed.loss, live.x(fed), fed.test)}
     metrics |= personal_metrics(fed, live.states, live.x(fed))
     metrics |= measured(fed.experiment.task.metrics, fed.model, live.x(fed), fed.test, fed.about)
+    if any(metric.trains for metric in fed.experiment.task.metrics):
+        metrics["gradient_norm"] = gradient_norm(fed, live.x(fed))
     if fed.triggered is not None:
         shown = evaluate(fed.model, fed.loss, live.x(fed), fed.triggered)
         metrics |= {"backdoor_success": shown["accuracy"]} if "accuracy" in shown else {}

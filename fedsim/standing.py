@@ -25,9 +25,9 @@ UNACCOUNTED = (
 )
 
 OUTSIDE = (
-    "outside of the guarantee: the record's accuracy, loss, deviation, honest_norm and weights by round, and what it "
-    "says of clients' own models, which are worked out from data and messages as they are; a checkpoint, which holds "
-    "what clients keep"
+    "outside of the guarantee: the record's accuracy, loss, deviation, honest_norm, gradient_norm and weights by "
+    "round, and what it says of clients' own models, which are worked out from data and messages as they are; a "
+    "checkpoint, which holds what clients keep"
 )
 
 

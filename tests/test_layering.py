@@ -58,6 +58,7 @@ RUNTIME = (
     "fedsim.timing",
     "fedsim.standing",
     "fedsim.personal",
+    "fedsim.stationary",
     "fedsim.attempts",
     "fedsim.course",
     "fedsim.prolong",

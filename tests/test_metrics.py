@@ -31,6 +31,7 @@ from fedsim.metrics import (
     ByClient,
     ByOwner,
     Confusion,
+    GradientNorm,
     MacroF1,
     Metric,
     Recall,
@@ -224,3 +225,29 @@ def test_a_list_on_a_command_line_may_hold_ones_of_one_s_own(
     monkeypatch.syspath_prepend(tmp_path)
     e = codec.update(experiment(), [("task.metrics", "[mine_metrics:sure, ByClient(of=Accuracy), Recall]")])
     assert [metric.name for metric in e.task.metrics] == ["sure", "ByClient", "recall"]
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+def test_the_gradient_norm_is_that_of_the_mean_over_honest_clients(l2: float) -> None:
+    """By hand: autograd of the whole objective in float64, client by client; the Byzantine one's data are left out."""
+    e = Experiment(
+        task=Task(data=Blobs(), model=Logistic(), metrics=(GradientNorm(),), l2=l2),
+        split=Dirichlet(0.3),
+        clients=5,
+        byzantine=1,
+        attack=Backdoor(target=1),
+        method=FedSGD(lr=0.1),
+        rule=Mean(),
+        rounds=3,
+        evaluate_every=3,
+    )
+    result = run(e, dataset=(data := Blobs().load()))
+    x = [value.double().requires_grad_() for value in result.model.values()]
+    weight, bias = sorted(x, key=lambda t: -t.dim())
+    shards = deal(e, data, Keys(e.seed, e.clients))
+    total = l2 / 2 * sum(t.square().sum() for t in x)
+    for shard in shards[:4]:
+        outputs = data.train.x[shard].double().flatten(1) @ weight.T + bias  # type: ignore[index]
+        total = total + torch.nn.functional.cross_entropy(outputs, data.train.y[shard]) / 4
+    norm = sum(float(g.square().sum()) for g in torch.autograd.grad(total, x))
+    assert result.frame["gradient_norm"].iloc[-1] == pytest.approx(norm, rel=1e-4)

@@ -14,11 +14,13 @@ from fedsim.experiments.recipes.demo import mnist_robust, quickstart
 from fedsim.experiments.recipes.history import bucketing, centred_clipping
 from fedsim.experiments.recipes.layer_bits import layer_bits
 from fedsim.experiments.recipes.layer_steps import layer_attacks, newton_schulz
+from fedsim.experiments.recipes.local_time import local_time
 from fedsim.experiments.recipes.median_mean import median_versus_mean
 from fedsim.experiments.recipes.mixing import fixing_by_mixing
 from fedsim.experiments.recipes.monna import monna
 from fedsim.experiments.recipes.private_signs import private_signs
 from fedsim.experiments.recipes.private_utility import private_utility
+from fedsim.experiments.recipes.ringleader import ringleader
 from fedsim.experiments.recipes.sign_votes import sign_votes
 from fedsim.experiments.recipes.speeds import speeds
 from fedsim.experiments.recipes.surface import surface
@@ -38,6 +40,7 @@ __all__ = [
     "fixing_by_mixing",
     "layer_attacks",
     "layer_bits",
+    "local_time",
     "median_versus_mean",
     "mnist_robust",
     "monna",
@@ -46,6 +49,7 @@ __all__ = [
     "private_signs",
     "private_utility",
     "quickstart",
+    "ringleader",
     "sign_votes",
     "speeds",
     "surface",

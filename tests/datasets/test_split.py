@@ -16,6 +16,7 @@ from fedsim.datasets.load import MNIST
 from fedsim.datasets.split import (
     IID,
     Dirichlet,
+    EqualDirichlet,
     Extreme,
     FeatureShift,
     GammaSimilarity,
@@ -39,6 +40,9 @@ SPLITS = [
     Dirichlet(),
     Dirichlet(0.01),
     Dirichlet(1e6),
+    EqualDirichlet(),
+    EqualDirichlet(1e-6),
+    EqualDirichlet(1e6),
     Shards(1),
     Shards(),
     QuantitySkew(),
@@ -114,6 +118,22 @@ def test_dirichlet_keeps_its_least_size() -> None:
     assert counts(Dirichlet(0.05, min_size=7), 50).sum(1).min() == 7
     with pytest.raises(Invalid, match="1050"):
         counts(Dirichlet(min_size=21), 50)
+
+
+def test_equal_dirichlet_s_first_client_follows_its_law_and_all_are_of_one_size() -> None:
+    """Of a client that draws from full classes, class shares are Dir(alpha) over C = 10 and 20 draws of it."""
+    alpha, size = 0.5, 20
+    tables = np.stack([counts(EqualDirichlet(alpha), 50, seed=seed) for seed in range(400)])
+    assert (tables.sum(2) == size).all()
+    assert (tables.sum(1) == 100).all()
+    first = [np.random.default_rng(seed) for seed in range(400)]
+    for rng in first:  # as `by_class` draws before the order of clients
+        for _ in range(10):
+            rng.permutation(100)
+    shares = np.stack([t[rng.permutation(50)[0]] for t, rng in zip(tables, first, strict=True)]) / size
+    law = 0.1 * 0.9 / (10 * alpha + 1)  # of the mixture; drawing adds E[p (1 - p)] / size
+    assert shares.mean() == pytest.approx(0.1)
+    assert shares.var() == pytest.approx(law + (0.1 * 0.9 - law) / size, rel=0.1)
 
 
 def test_shards_hold_few_classes() -> None:
