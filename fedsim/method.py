@@ -118,7 +118,6 @@ class Method(Component):
     sends      the entry of the server's state that clients get as x; "x" is what is evaluated
     tells      further entries, which clients get as `env.told`
     linear     `receive`, where a method has its own, is one linear map of every message, and so of their mean
-    bits       a coordinate of a message takes on the wire
     responds   its message is signs alone, which leave by `env.respond`
     by_examples  where the rule is the mean, a client's message counts by how many examples it has; a field may decide
     """
@@ -126,7 +125,6 @@ class Method(Component):
     peer: ClassVar[bool] = False
     server_memory: ClassVar[bool] = False
     linear: ClassVar[bool] = False
-    bits: ClassVar[int] = 32
     responds: ClassVar[bool] = False
     sends: ClassVar[str] = "x"
     tells: ClassVar[tuple[str, ...]] = ()
@@ -147,7 +145,7 @@ class Method(Component):
 
     @property
     def uplink(self) -> Compressor | None:
-        """How messages are compressed, by `env.compress`; None: they travel as they are."""
+        """How messages are compressed, by `env.compress`; None: they travel as they are, 32 bits a number."""
         return None
 
     def whole(self, round: int, coin: float) -> bool:

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from fedsim.keys import SHARED, Keys
 from fedsim.layout import Layout
-from fedsim.messages import All, Compressor
+from fedsim.messages import All, Compressor, StochasticSigns
 from fedsim.method import Method
+from fedsim.privacy import RandomizedResponse
 from fedsim.spec import Experiment
 from fedsim.types import Round
 
 WHOLE = All()  # the compressor that loses nothing
+ONE_BIT = All(StochasticSigns(1.0))  # that of signs, none of them 0
 
 
 class Traffic:
@@ -36,12 +38,14 @@ class Traffic:
     def uplink(self, round: Round) -> Compressor | None:
         """How the messages of a round are compressed; None: they travel as they are."""
         by = self.experiment.method.uplink
+        if by is not None and isinstance(self.experiment.privacy, RandomizedResponse):
+            return ONE_BIT  # none of its signs is 0
         return WHOLE if by is not None and self.whole(round) else by
 
     def uplink_bits(self, round: int) -> int:
         """Bits of a client's message in a round, headers aside."""
         by = self.uplink(round)
-        return self.experiment.method.bits * self.width if by is None else by.bits(self.layout.trained)
+        return 32 * self.width if by is None else by.bits(self.layout.trained)
 
     def bits(self, rounds: int) -> dict[str, int]:
         """Bits that a client sends and is told in so many rounds in all of which it takes part."""

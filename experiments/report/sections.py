@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
-from pickle import UnpicklingError
 
 import pandas as pd
-import torch
 from pandas.api.types import is_numeric_dtype
 
 from fedsim.check import Invalid
@@ -20,7 +17,6 @@ from fedsim.experiments.report import plots
 from fedsim.experiments.report.plots import Plot
 from fedsim.experiments.report.results import MANY, Results
 from fedsim.keys import Keys
-from fedsim.spec import Experiment
 from fedsim.types import Data, Dataset
 
 SPLITS = 6  # at most so many splits are drawn
@@ -178,15 +174,14 @@ def robustness(results: Results) -> Section | None:
 
 
 def cost(results: Results) -> Section | None:
-    """Accuracy against seconds and bytes that messages and models take on the wire."""
-    if not results.of_classes:
+    """Accuracy against seconds and the bytes of all messages, as they were counted."""
+    if not results.of_classes or "uplink_bits" not in results.final:
         return None
-    final = results.final.assign(megabytes=_megabytes(results))
+    final = results.final.assign(megabytes=megabytes(results))
     plot = plots.cost("cost", list(results.lines(final, results.line_axis)))
     caption = (
-        "One point a run. Bytes: in each round the model to each client, 4 bytes a coordinate, and its message back, "
-        "of 4 bytes or, where it is made of signs, of one bit; among peers the message to every other one. Without "
-        "compression and headers. Seconds are those of this machine."
+        "One point a run. Bytes are those of all clients, both ways, of messages as they are compressed; among peers "
+        "of each message to every other one. Without headers. Seconds are those of this machine."
     )
     return Section(
         "Cost",
@@ -310,28 +305,13 @@ def _decides(results: Results, axis: str, field: str) -> bool:
     return bool((values.nunique() == 1).all() and values.first().nunique() > 1)
 
 
-def _megabytes(results: Results) -> list[float]:
-    final = results.final
-    size = {
-        run.record.fingerprint: _parameters(run.record.folder) * bytes_a_coordinate(run.experiment)
-        for run in results.runs
-    }
-    return list(1e-6 * final["round"] * final["experiment"].map(size))
-
-
-def bytes_a_coordinate(experiment: Experiment) -> float:
-    """What a round sends, of all clients together, for one coordinate of the model."""
-    message, active = experiment.method.bits / 8, experiment.active
-    return active * (active - 1) * message if experiment.method.peer else active * (4 + message)
-
-
-def _parameters(folder: Path) -> float:
-    """d of a finished run, otherwise nan."""
-    try:
-        model = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError):
-        return float("nan")
-    return float(sum(value.numel() for value in model.values()))
+def megabytes(results: Results) -> pd.Series:
+    """Of all clients of each run, both ways: what one of those who take part in a round sends and is told, times k."""
+    final, runs = results.final, {run.record.fingerprint: run.experiment for run in results.runs}
+    up, down = (final[name].astype(float) for name in ("uplink_bits", "downlink_bits"))
+    k = final["experiment"].map(lambda run: runs[run].active)
+    among_peers = final["experiment"].map(lambda run: runs[run].method.peer)
+    return (k * up * (k - 1)).where(among_peers, k * (up + down)) / 8e6
 
 
 @lru_cache(maxsize=1)

@@ -1,14 +1,12 @@
-"""A message (d,) as bytes: a bit a coordinate where it is made of signs, otherwise float32, or half of that."""
+"""A message (d,) as bytes: the payload of a compressor, otherwise float32, or half of that."""
 
 from __future__ import annotations
 
-import zlib
 from typing import Literal
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.check import Invalid
@@ -49,19 +47,9 @@ def received(fed: Federation, record: ArrayRecord, round: int) -> Tensor:
 
 
 def pack(row: Tensor, payload: Payload = "float32") -> ArrayRecord:
-    """A message as arrays. Signs, and float32, lose nothing; float16 and bfloat16 round. Bytes: as they are.
-
-    Signs: a bit a coordinate (1 for +1), and where some are exactly 0 a compressed mask of these beside it.
-    """
+    """A message as arrays: float32 loses nothing, float16 and bfloat16 round. Bytes of a payload: as they are."""
     if row.dtype == torch.uint8:
         return ArrayRecord({COMPRESSED: Array(row.numpy())})
-    zero = row == 0
-    if bool(((row.abs() == 1) | zero).all()):
-        record = ArrayRecord({"signs": Array(np.packbits((row > 0).numpy()))})
-        if bool(zero.any()):
-            mask = zlib.compress(np.packbits(zero.numpy()).tobytes())
-            record["zeros"] = Array(np.frombuffer(mask, np.uint8))
-        return record
     if payload == "bfloat16":  # NumPy has no such type: its 16 bits travel as integers
         return ArrayRecord({"bfloat16": Array(row.bfloat16().view(torch.int16).numpy())})
     return ArrayRecord({payload: Array(row.numpy().astype(payload))})
@@ -78,15 +66,6 @@ def unpack(record: ArrayRecord, d: int) -> Tensor:
     elif names == {"bfloat16"}:
         row = torch.from_numpy(decode(record["bfloat16"], "bfloat16", (d,), "i").astype(np.int16))
         row = row.view(torch.bfloat16).float()
-    elif names in ({"signs"}, {"signs", "zeros"}):
-        row = (
-            torch.from_numpy(_bits(decode(record["signs"], "signs", (-(-d // 8),), "u"), d))
-            .float()
-            .mul_(2)
-            .sub_(1)
-        )
-        if "zeros" in record:
-            row[torch.from_numpy(_bits(_inflated(record["zeros"], d), d)).bool()] = 0
     else:
         raise Invalid(f"message with arrays {sorted(names)[:4]}: not a message of fedsim")
     if not row.isfinite().all():
@@ -97,21 +76,3 @@ def unpack(record: ArrayRecord, d: int) -> Tensor:
 def size(record: ArrayRecord) -> int:
     """Bytes of the arrays of a record as they travel."""
     return sum(len(array.data) for array in record.values())
-
-
-def _bits(packed: NDArray[np.uint8], d: int) -> NDArray[np.uint8]:
-    return np.unpackbits(packed, count=d)
-
-
-def _inflated(array: Array, d: int) -> NDArray[np.uint8]:
-    """The mask of zeros, at most as long as it may be, whatever the compressed bytes would swell to."""
-    whole = -(-d // 8)
-    if len(array.shape) != 1 or array.shape[0] > whole + 64:
-        raise Invalid(f"array 'zeros' of shape {array.shape}: at most {whole + 64} bytes for {d} coordinates")
-    try:
-        mask = zlib.decompressobj().decompress(decode(array, "zeros", array.shape, "u").tobytes(), whole + 1)
-    except zlib.error as error:
-        raise Invalid(f"array 'zeros': not readable ({error})") from None
-    if len(mask) != whole:
-        raise Invalid(f"array 'zeros': {len(mask)} bytes, must be {whole}")
-    return np.frombuffer(mask, np.uint8)

@@ -5,7 +5,7 @@ from fedsim.messages.compressor import Compressor
 from fedsim.messages.floats import BFloat16, Float16, Float32, NaturalCompression
 from fedsim.messages.layers import ByLayer, RankK
 from fedsim.messages.selection import All, RandK, Threshold, TopK
-from fedsim.messages.signs import QSGD, Signs, StochasticSigns, Ternary
+from fedsim.messages.signs import QSGD, Signs, StochasticSigns, Ternary, Votes
 
 __all__ = [
     "QSGD",
@@ -24,4 +24,5 @@ __all__ = [
     "Ternary",
     "Threshold",
     "TopK",
+    "Votes",
 ]

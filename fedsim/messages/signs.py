@@ -16,6 +16,7 @@ from fedsim.layout import PART, norms
 from fedsim.messages.coder import Coder, Uniform, bits_of, floats, largest_magnitude, signed, words
 from fedsim.messages.payload import Fields, Payload
 
+PLACES = np.array([1, 3, 9, 27, 81], np.uint64)
 Levels = Annotated[int, Ge(1), Le(2**16)]
 
 
@@ -128,8 +129,25 @@ class QSGD(Coder):
 
 
 @dataclass(frozen=True)
+class Votes(Coder):
+    """sign(v_j), 0 as such; NaN is no vote, and so 0. 1.6 bits a number: five of them in a byte."""
+
+    def fields(self, k: int) -> Fields:
+        return _trit_fields(k)
+
+    def write(self, v: Tensor, uniform: Uniform) -> Payload:
+        return _trits(v.sign())
+
+    def read(self, payload: Payload) -> Tensor:
+        return _signs_of_trits(payload)
+
+    def round(self, v: Tensor, uniform: Uniform) -> Tensor:
+        return v.sign()
+
+
+@dataclass(frozen=True)
 class Ternary(Coder):
-    """s sign(v_j) with probability |v_j| / s, else 0, with s the largest |v_j| (arXiv:1705.07878); 2 bits a number.
+    """s sign(v_j) with probability |v_j| / s, else 0, with s the largest |v_j| (arXiv:1705.07878); 1.6 bits a number.
 
     Unbiased, omega = sqrt(k) - 1.
     """
@@ -137,17 +155,14 @@ class Ternary(Coder):
     unbiased: ClassVar[bool] = True
 
     def fields(self, k: int) -> Fields:
-        return {"trit": (k, 2), "scale": (1, 32)}
+        return _trit_fields(k) | {"scale": (1, 32)}
 
     def write(self, v: Tensor, uniform: Uniform) -> Payload:
         scale = largest_magnitude(v)
-        return {"trit": words(self._trit(v, scale, uniform) + 1), "scale": words(bits_of(scale))}
+        return _trits(self._trit(v, scale, uniform)) | {"scale": words(bits_of(scale))}
 
     def read(self, payload: Payload) -> Tensor:
-        trit = payload["trit"].astype(np.int64)
-        if len(trit) and trit.max() > 2:
-            raise Invalid("payload.trit: 3, allowed are 0, 1 and 2")
-        return torch.from_numpy(trit - 1).float() * floats(payload["scale"])
+        return _signs_of_trits(payload) * floats(payload["scale"])
 
     def round(self, v: Tensor, uniform: Uniform) -> Tensor:
         scale = largest_magnitude(v)
@@ -158,6 +173,25 @@ class Ternary(Coder):
 
     def omega(self, k: int) -> float:
         return sqrt(k) - 1
+
+
+def _trit_fields(k: int) -> dict[str, tuple[int, int]]:
+    """Five of three values in a byte, 3^5 = 243 <= 256; what is left over by two bits each."""
+    return {"fives": (k // 5, 8), "trit": (k % 5, 2)}
+
+
+def _trits(signs: Tensor) -> Payload:
+    trits, whole = words(signs + 1), len(signs) // 5 * 5
+    return {"fives": trits[:whole].reshape(-1, 5) @ PLACES, "trit": trits[whole:]}
+
+
+def _signs_of_trits(payload: Payload) -> Tensor:
+    for name, most in (("fives", 242), ("trit", 2)):
+        if (payload[name] > most).any():
+            raise Invalid(f"payload.{name}: {payload[name].max()}, allowed is 0 to {most}")
+    fives = payload["fives"][:, None] // PLACES % np.uint64(3)
+    trits = np.concatenate([fives.reshape(-1), payload["trit"]])
+    return torch.from_numpy(trits.astype(np.float32)) - 1
 
 
 def mean_magnitude(v: Tensor) -> Tensor:

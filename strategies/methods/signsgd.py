@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.check import Count, Invalid, Momentum, NonNegative
+from fedsim.messages import All, Compressor, StochasticSigns, Votes
 from fedsim.method import Env, Method, ServerEnv
 from fedsim.schedule import Rate, rate
 from fedsim.strategies.methods.estimators import Weight, weight
@@ -17,16 +18,23 @@ from fedsim.types import Batch, State
 
 @dataclass(frozen=True)
 class SignSGD(Method):
-    """signSGD with majority vote, arXiv:1810.05291: clients send sign(g_i); x <- x - lr (sign(sum_i .) + decay x)."""
+    """signSGD with majority vote, arXiv:1810.05291: clients send sign(g_i); x <- x - lr (sign(sum_i .) + decay x).
 
-    bits: ClassVar[int] = 1
+    zeros  of a gradient: "sent" as no vote, with 1.6 bits a coordinate; or by a fair "coin" as plus or minus, with one
+    """
+
     responds: ClassVar[bool] = True
 
     lr: Rate
     decay: NonNegative = 0.0
+    zeros: Literal["sent", "coin"] = "sent"
+
+    @property
+    def uplink(self) -> Compressor:
+        return All(Votes() if self.zeros == "sent" else StochasticSigns(1.0))
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
-        return state, env.respond(env.first_gradient().sign())
+        return state, env.compress(env.respond(env.first_gradient().sign()))
 
     def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
         x = state["x"]
@@ -47,7 +55,7 @@ class Signum(SignSGD):
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
         v = torch.lerp(state["v"], env.first_gradient(), 1 - self.momentum, out=env.buffer("v"))
-        return {"v": v}, env.respond(v.sign())
+        return {"v": v}, env.compress(env.respond(v.sign()))
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,8 @@ class HeavyTailSign(SignSGD):
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
         gradients = (env.grad(x, part) for part in batch.split(self.samples))
         if self.by == "vote":
-            return state, env.respond(sum((g.sign() for g in gradients), torch.zeros_like(x)).sign())
+            votes = sum((g.sign() for g in gradients), torch.zeros_like(x))
+            return state, env.compress(env.respond(votes.sign()))
         mean = sum(gradients, torch.zeros_like(x)) / self.samples
         v = torch.lerp(state["v"], mean, weight(self.eta, env.round))
-        return {"v": v}, env.respond(v.sign())
+        return {"v": v}, env.compress(env.respond(v.sign()))

@@ -110,6 +110,7 @@ CASES: dict[str, tuple[Method, Rule, Privacy | None]] = {
     "ByzClip21SGD2MPlus": (ByzClip21SGD2MPlus(lr=0.5, tau=0.3), ROBUST, EXAMPLE),
     "Clip21SGD2M": (Clip21SGD2M(lr=0.5, tau=0.3), Mean(), MESSAGE),
     "SignSGD": (SignSGD(lr=0.01), MajorityVote(), None),
+    "SignSGD, coins": (SignSGD(lr=0.01, zeros="coin"), MajorityVote(), None),
     "Signum": (Signum(lr=0.01), MajorityVote(), EXAMPLE),
     "Adam": (Adam(lr=0.01), ROBUST, None),
     "Adam, example": (Adam(lr=0.01), ROBUST, EXAMPLE),

@@ -32,20 +32,20 @@ from fedsim.experiments.report.sections import (
     ALL,
     Figure,
     bits,
-    bytes_a_coordinate,
+    megabytes,
     robustness,
     seconds,
     surface,
 )
-from fedsim.experiments.resolve import resolve_study
 from fedsim.experiments.study import Score, Study, axes
 from fedsim.experiments.sweep.run import Sweep
 from fedsim.experiments.sweep.workers import Job, work
+from fedsim.federation import Federation
 from fedsim.messages import TopK
 from fedsim.privacy import ExampleDP, MessageDP
 from fedsim.runner import run
 from fedsim.spec import Experiment
-from fedsim.strategies import EF21, ByzClip21SGD2M, HeavyBall, Krum, Mean
+from fedsim.strategies import EF21, NNA, ByzClip21SGD2M, HeavyBall, Krum, Mean, MoNNA, SignSGD
 
 TABLE = {
     "rule": ["Median", "Mean"],
@@ -488,14 +488,27 @@ def test_a_figure_in_a_file_names_its_lines(folder: Path) -> None:
     assert "Median</button>" in curves
 
 
-def test_what_messages_weigh() -> None:
-    """25 clients: four bytes down, a bit or four bytes up; 26 peers: four bytes to each of 25 others."""
-    signs, numbers, peers = (
-        resolve_study(name, [], [], False).base for name in ("sign_votes", "mnist_robust", "monna")
+def test_what_messages_weigh(tmp_path: Path) -> None:
+    """By hand: four bytes a coordinate down; four, 1.6 bits or one bit up; among peers each message to every other."""
+    base = replace(SMALL, privacy=None, rounds=3, evaluate_every=3)
+    d, n = Federation(base).width, base.clients
+    up = (
+        (HeavyBall(lr=0.1), 32 * d),
+        (SignSGD(lr=0.1), 8 * (d // 5) + 2 * (d % 5)),
+        (SignSGD(lr=0.1, zeros="coin"), d),
+        (EF21(up=TopK(0.1)), TopK(0.1).bits(Federation(base).layout)),
     )
-    assert bytes_a_coordinate(signs) == 25 * (4 + 1 / 8)
-    assert bytes_a_coordinate(numbers) == 25 * 8
-    assert bytes_a_coordinate(peers) == 26 * 25 * 4
+    want = {}
+    for method, sent in up:
+        e = replace(base, method=method)
+        run(e, out=tmp_path / e.fingerprint)
+        want[e.fingerprint] = 3 * n * (32 * d + sent) / 8e6
+    peers = replace(base, method=MoNNA(lr=0.1), rule=NNA())
+    run(peers, out=tmp_path / peers.fingerprint)
+    want[peers.fingerprint] = 3 * n * (n - 1) * 4 * d / 1e6
+    results = Results.of(tmp_path)
+    found = dict(zip(results.final["experiment"], megabytes(results), strict=True))
+    assert found == pytest.approx(want, rel=1e-12)
 
 
 def test_a_curve_of_runs_that_all_diverged_is_drawn() -> None:

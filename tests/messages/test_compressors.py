@@ -26,6 +26,7 @@ from fedsim.messages import (
     Ternary,
     Threshold,
     TopK,
+    Votes,
 )
 from fedsim.messages.coder import Uniform
 from fedsim.messages.largest import largest
@@ -51,6 +52,7 @@ CODERS: list[Coder] = [
     QSGD(),
     QSGD(levels=1),
     Ternary(),
+    Votes(),
 ]
 COMPRESSORS: list[Compressor] = [
     *(All(coder) for coder in CODERS),
@@ -198,7 +200,7 @@ def test_a_message_that_is_not_finite_is_not_hidden() -> None:
             continue
         v = torch.ones(D).index_fill(0, torch.tensor(11), torch.inf)
         out = compressor(v, LAYOUT, source(1), source(2))
-        assert not out.isfinite().all() or isinstance(compressor.coder, StochasticSigns), compressor
+        assert not out.isfinite().all() or isinstance(compressor.coder, StochasticSigns | Votes), compressor
 
 
 def test_malformed_payloads_are_refused() -> None:
@@ -219,8 +221,12 @@ def test_malformed_payloads_are_refused() -> None:
     coder = QSGD(levels=5)
     with pytest.raises(Invalid, match="levels"):
         coder.read(coder.write(torch.ones(4), source(1)) | {"level": np.full(4, 7, np.uint64)})
-    with pytest.raises(Invalid, match="trit"):
-        Ternary().read(Ternary().write(torch.ones(4), source(1)) | {"trit": np.full(4, 3, np.uint64)})
+    for three in (Ternary(), Votes()):
+        sent = three.write(torch.ones(9), source(1))
+        with pytest.raises(Invalid, match=r"trit: 3, allowed is 0 to 2"):
+            three.read(sent | {"trit": np.full(4, 3, np.uint64)})
+        with pytest.raises(Invalid, match=r"fives: 243, allowed is 0 to 242"):
+            three.read(sent | {"fives": np.array([243], np.uint64)})
     blob = pack(good, fields)
     for broken in (b"", blob[:-1], blob + b"\0"):
         with pytest.raises(Invalid, match="bytes"):
@@ -249,6 +255,10 @@ def test_counts_of_bits() -> None:
     assert All().bits(LAYOUT) == 32 * D
     assert All(NaturalCompression()).bits(LAYOUT) == 9 * D
     assert All(Signs()).bits(LAYOUT) == D + 32
+    assert All(StochasticSigns(1.0)).bits(LAYOUT) == D
+    assert All(Votes()).bits(LAYOUT) == 8 * 84
+    assert All(Ternary()).bits(LAYOUT) == 8 * 84 + 32
+    assert Votes().fields(13) == {"fives": (2, 8), "trit": (3, 2)}
     assert TopK(0.02).bits(LAYOUT) == 8 * (32 + 9)
     assert TopK(0.3).bits(LAYOUT) == 126 * 32 + D
     assert RandK(0.1).bits(LAYOUT) == 42 * 32

@@ -139,6 +139,7 @@ def test_flips_are_made_with_their_chance_on_every_engine(method: Method) -> Non
     assert torch.equal(rows["vector"], rows["loop"])
     assert torch.equal(rows["grid"], rows["loop"])
     assert set(rows["loop"].unique().tolist()) == {-1.0, 1.0}
+    assert fed.uplink_bits(1) == fed.width  # no zeros are left, so a bit a coordinate
     honest = engines.get("loop")(bare, bare.client_states(), told, 1, ids)[1].rows
     p, live = fed.response.flips(fed.ledger.plan, 1), honest != 0
     flipped = (rows["loop"] != honest)[live].double().mean()
@@ -171,12 +172,12 @@ def test_what_has_no_meaning_is_refused() -> None:
 def test_a_method_must_flip_what_is_booked_as_flipped() -> None:
     class Forgetful(SignSGD):
         def client_step(self, state, x, batch, env):  # type: ignore[no-untyped-def]
-            return state, env.first_gradient().sign()
+            return state, env.compress(env.first_gradient().sign())
 
     class Twice(SignSGD):
         def client_step(self, state, x, batch, env):  # type: ignore[no-untyped-def]
             signs = env.first_gradient().sign()
-            return state, env.respond(signs) + 0 * env.respond(signs)
+            return state, env.compress(env.respond(signs) + 0 * env.respond(signs))
 
     for method, reason in ((Forgetful(0.1), "without env.respond"), (Twice(0.1), "twice in a round")):
         fed = Federation(experiment(RandomizedResponse(noise=0.3), method))

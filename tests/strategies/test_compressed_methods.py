@@ -23,7 +23,6 @@ from fedsim.gradients import one_client
 from fedsim.messages import (
     All,
     ByLayer,
-    Compressor,
     Float32,
     NaturalCompression,
     RandK,
@@ -210,21 +209,24 @@ def test_the_model_that_clients_hold_line_by_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "up",
+    "method",
     [
-        TopK(0.1),
-        TopK(0.3, NaturalCompression()),
-        All(NaturalCompression()),
-        All(Signs()),
-        All(Ternary()),
-        RandK(0.2),
-        ByLayer(TopK(0.1)),
+        EF21(up=TopK(0.1)),
+        EF21(up=TopK(0.3, NaturalCompression())),
+        EF21(up=All(NaturalCompression())),
+        EF21(up=All(Signs())),
+        EF21(up=All(Ternary())),
+        EF21(up=RandK(0.2)),
+        EF21(up=ByLayer(TopK(0.1))),
+        SignSGD(0.1),
+        SignSGD(0.1, zeros="coin"),
+        StochasticVote(),
     ],
     ids=repr,
 )
-def test_what_travels_is_what_is_counted(up: Compressor) -> None:
+def test_what_travels_is_what_is_counted(method: Method) -> None:
     """The reply that a client's record holds: the bits of the payload, padded to bytes, and NumPy's header."""
-    fed = Federation(experiment(EF21(up=up)))
+    fed = Federation(experiment(method))
     server = Server.start(fed)
     answered = answer(fed, 1, fed.client_state(), server.told(fed.experiment.method), 2)
     record = pack(travelling(fed, answered, 2))
