@@ -27,7 +27,7 @@ class HuggingFace(Data):
     x          the column of inputs, pictures (to [0, 1]), numbers or text; several columns: inputs by name
     tokenizer  of text, to `length` tokens: cut, or filled with 0
     part       which of the set's splits is for training; test: another one, or the share that is drawn for it
-    Needs `pip install 'fedsim[datasets]'`. No code of the set is run. A revision keeps what the hub gives.
+    Needs `pip install 'fedsim-robust[datasets]'`. No code of the set is run. A revision keeps what the hub gives.
     """
 
     path: File
@@ -100,7 +100,7 @@ def _parts(path: str, revision: str | None) -> Any:
     try:
         datasets: Any = import_module("datasets")  # a type checker would take the folder of this name
     except ImportError:
-        raise Invalid("HuggingFace: not installed; pip install 'fedsim[datasets]'") from None
+        raise Invalid("HuggingFace: not installed; pip install 'fedsim-robust[datasets]'") from None
     folder = next((p for p in (Path(path).expanduser(), data_root() / path) if p.is_dir()), None)
     try:
         if folder is None:

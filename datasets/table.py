@@ -200,7 +200,7 @@ def _chunks(path: Path, columns: list[str] | None) -> Iterator[pd.DataFrame]:
             try:
                 from pyarrow.parquet import ParquetFile
             except ImportError:
-                raise Invalid("Table: .parquet needs pyarrow; pip install 'fedsim[parquet]'") from None
+                raise Invalid("Table: .parquet needs pyarrow; pip install 'fedsim-robust[parquet]'") from None
             start = 0
             for batch in ParquetFile(path).iter_batches(ROWS, columns=columns):
                 frame = batch.to_pandas()

@@ -16,8 +16,6 @@ if (_root / "strategies" / "__init__.py").is_file() and not (_root / "fedsim" / 
 # threads wait for their cores meanwhile, and on a busy machine everybody does.
 _os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # half a millisecond of a core's own
 
-__version__ = "0.1.0"
-
 if TYPE_CHECKING:
     from fedsim.callbacks import Callback as Callback
     from fedsim.callbacks import EarlyStopping as EarlyStopping
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from fedsim.runner import run as run
     from fedsim.spec import Experiment as Experiment
     from fedsim.task import Task as Task
+    from fedsim.version import __version__ as __version__
 
 # Loaded on first use, so that `import fedsim` and `fedsim --help` cost nothing.
 _home = {
@@ -40,6 +39,7 @@ _home = {
     "MessageDP": "privacy",
     "Result": "result",
     "Task": "task",
+    "__version__": "version",
     "load": "result",
     "run": "runner",
 }

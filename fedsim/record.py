@@ -20,6 +20,7 @@ import torch
 from fedsim.check import Invalid
 from fedsim.machine.files import write_whole, writing
 from fedsim.spec import Experiment
+from fedsim.version import __version__
 
 Metrics = dict[str, Any]
 MEASURED = {"round", "loss", "seconds"}  # in every line of metrics
@@ -229,7 +230,8 @@ def _describe(experiment: Experiment) -> dict[str, Any]:
         "fingerprint": experiment.fingerprint,
         "experiment": json.loads(experiment.to_json()),
         "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("fedsim", "torch", "numpy", "opacus", "flwr")},
+        | {"fedsim": __version__}
+        | {name: _version(name) for name in ("torch", "numpy", "opacus", "flwr")},
         "machine": {"system": platform.platform(terse=True), "cores": os.cpu_count()},
     }
 

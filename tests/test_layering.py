@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("strategies", "attacks", "datasets", "experiments")
 
 # Modules by prefix -> prefixes that they may import from fedsim; the first row that fits decides.
-MACHINE = ("fedsim.check", "fedsim.machine")
+MACHINE = ("fedsim.check", "fedsim.machine", "fedsim.version")
 NOUNS = (
     *MACHINE,
     "fedsim.held",

@@ -31,4 +31,4 @@ def asked_for(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError:
-        raise Invalid(f"{extra}: not installed; pip install 'fedsim[{extra}]'") from None
+        raise Invalid(f"{extra}: not installed; pip install 'fedsim-robust[{extra}]'") from None

@@ -27,7 +27,7 @@ class Cluster:
             import ray
         except ModuleNotFoundError:
             raise Invalid(
-                f"ray_address = {address!r}: Ray is not installed; pip install 'fedsim[ray]'"
+                f"ray_address = {address!r}: Ray is not installed; pip install 'fedsim-robust[ray]'"
             ) from None
         self.ray: Any = ray
         try:

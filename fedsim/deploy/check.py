@@ -123,7 +123,7 @@ def flower_version() -> None:
     try:
         held = version("flwr")
     except PackageNotFoundError:
-        raise Invalid("Flower is not installed: pip install fedsim") from None
+        raise Invalid("Flower is not installed: pip install fedsim-robust") from None
     if tuple(int(part) for part in held.split(".")[:2]) < OLDEST:
         raise Invalid(f"{held}: fedsim needs {'.'.join(map(str, OLDEST))} or newer")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from string import Template
 from typing import Literal
+
+from fedsim.version import DISTRIBUTION, __version__
 
 Role = Literal["server", "device"]
 UNIT = Template("""\
@@ -43,7 +44,7 @@ services:
     build:
       dockerfile_inline: |
         FROM python:3.12-slim
-        RUN pip install --no-cache-dir fedsim==$version
+        RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu $name==$version
     command: fedsim deploy $command
     working_dir: /work
     volumes: [".:/work"]
@@ -75,7 +76,8 @@ def write(folder: Path, role: Role, port: int = 0) -> None:
         COMPOSE.substitute(
             role=role,
             command=COMMANDS[role],
-            version=version("fedsim"),
+            name=DISTRIBUTION,
+            version=__version__,
             restart="on-failure" if server else "always",
             rest=f'    ports: ["{port}:{port}"]\n' if server else "",
         )

@@ -29,7 +29,7 @@ def host(fed: Federation, body: Callable[[Ask], T]) -> T:
     """
     if find_spec("ray") is None:
         raise Invalid(
-            "engine = 'ray': Ray is not installed; pip install 'fedsim[ray]', or use another engine"
+            "engine = 'ray': Ray is not installed; pip install 'fedsim-robust[ray]', or use another engine"
         )
     results: list[T] = []
     server = ServerApp()

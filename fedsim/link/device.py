@@ -11,7 +11,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock
@@ -34,6 +33,7 @@ from fedsim.link.frame import (
     text_of,
 )
 from fedsim.machine.files import write_parts
+from fedsim.version import __version__
 
 Answer = Callable[
     [bytearray, float], bytes
@@ -118,7 +118,7 @@ class Device:
         """One stream, from its beginning to its end."""
         with grpc.secure_channel(self._server, self._credentials, self._options) as channel:
             out: SimpleQueue[Parts | None] = SimpleQueue()
-            out.put(seal({"fedsim": version("fedsim")}))
+            out.put(seal({"fedsim": __version__}))
             stream = self._stream = channel.stream_stream(f"/{SERVICE}/{CALL}")(_sent(out))
             try:
                 stream.initial_metadata()

@@ -10,7 +10,7 @@ from test_parity import CASES, experiment
 
 from fedsim.runner import run
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fedsim[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fedsim-robust[ray]'")
 
 
 @pytest.mark.parametrize("case", ["ByzClip21SGD2M", "Signum"])

@@ -123,5 +123,5 @@ def test_without_the_package_one_sentence(
     done = CliRunner().invoke(app, [*WORDS, *option, "--out", str(tmp_path)])
     extra = option[0].removeprefix("--")
     assert done.exit_code == 2
-    assert done.stderr.strip() == f"fedsim: {extra}: not installed; pip install 'fedsim[{extra}]'"
+    assert done.stderr.strip() == f"fedsim: {extra}: not installed; pip install 'fedsim-robust[{extra}]'"
     assert not any(tmp_path.iterdir())
