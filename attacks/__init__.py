@@ -5,6 +5,7 @@ from fedsim.attacks.broken import Gaussian, Inf, NaN, Zero
 from fedsim.attacks.data import Backdoor, LabelFlip
 from fedsim.attacks.hidden import MinMax, MinSum
 from fedsim.attacks.mimic import Mimic
+from fedsim.attacks.portfolio import Portfolio
 from fedsim.attacks.replay import Replay
 from fedsim.attacks.sign import BlindSignFlip, OmniscientSign
 from fedsim.attacks.sparse import Concentrated, FillVote
@@ -27,6 +28,7 @@ __all__ = [
     "MinSum",
     "NaN",
     "OmniscientSign",
+    "Portfolio",
     "Replay",
     "SignFlip",
     "WorstCase",

@@ -66,6 +66,6 @@ def lasting(seconds: float) -> str:
 
 def figures(metrics: Mapping[str, Any]) -> str:
     """The newest figures of a run, as far as there are any, each after a comma; an accuracy in percent."""
-    shown = {"accuracy": "accuracy {:.1%}", "epsilon": "epsilon {:.2f}"}
+    shown = {"pilot": "pilot runs {:.0%}", "accuracy": "accuracy {:.1%}", "epsilon": "epsilon {:.2f}"}
     parts = [form.format(metrics[name]) for name, form in shown.items() if metrics.get(name) is not None]
     return "".join(f", {part}" for part in parts)

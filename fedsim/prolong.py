@@ -30,6 +30,12 @@ class Shorter:
         rounds = theirs.pop("rounds", None)
         if ours.pop("rounds") <= (rounds or 0) or theirs != ours:
             raise Invalid(f"{folder}: is not the record of this experiment with fewer rounds")
+        attack = experiment.attack
+        if attack is not None and attack.rehearse(0, experiment.rounds) is not None:
+            raise Invalid(
+                f"attack = {type(attack).__name__}: its pilot runs go by how many rounds there are, so a longer run "
+                "must begin anew"
+            )
         record = Record(folder, manifest["fingerprint"])
         if not record.finished:
             raise Invalid(f"{folder}: that run has not come to its end yet; resume it first")

@@ -25,6 +25,7 @@ from fedsim.machine.mapped import Space
 from fedsim.machine.threads import one_thread
 from fedsim.metrics import measured
 from fedsim.personal import personal_metrics
+from fedsim.pilot import chosen, under
 from fedsim.progress import Live
 from fedsim.prolong import Shorter
 from fedsim.record import ANEW, Metrics, Record
@@ -108,17 +109,22 @@ def drive(
         lines = record.metrics() if record else []
         began, begun_at = time.perf_counter(), live.round
         spent_before = lines[-1]["seconds"] if lines else 0.0
+        acting = _acting(fed, live)
         with told.during(experiment, lines):
             if record and live.goes_on(fed) and not told.stopped:
                 record.reopen()
             while live.goes_on(fed) and not told.stopped:
                 before, at = live.server.previous, live.round
+                now = _rehearsed(fed, live, ask, progress or _unheard)
+                acting = acting if now is live else _acting(fed, now)
                 with live.whole() as stop:
-                    after, seen = _advance(live, fed, ask, stop)
+                    after, seen = _advance(now, acting, ask, stop)
                     last = not after.goes_on(fed) and (not lines or lines[-1]["round"] < after.round)
                     if evaluated := (after.round > at and fed.evaluated(at)) or last:
                         seconds = round(spent_before + time.perf_counter() - began, 3)
-                        lines.append(_measure(after, fed, seen, before) | ask.metrics | {"seconds": seconds})
+                        lines.append(
+                            _measure(after, acting, seen, before) | ask.metrics | {"seconds": seconds}
+                        )
                         after = _written(after, record, lines[-1])
                     live = after  # not before: an interrupt saves a round only together with its line
                 (progress or _unheard)(live.round, lines[-1] if lines else {})
@@ -231,6 +237,30 @@ def _written(live: Run, record: Record | None, line: Metrics) -> Run:
     return live.at_line(record.append(line)) if record else live
 
 
+def _rehearsed(fed: Federation, live: Run, ask: engines.Ask, progress: Progress) -> Run:
+    """The same with the member of the attack that pilot runs have chosen, where they are due."""
+    attack, rounds = fed.experiment.attack, fed.experiment.rounds
+    pilot = attack.rehearse(live.round, rounds) if attack and isinstance(live, Standing) else None
+    if pilot is None or not isinstance(live, Standing):
+        return live
+    if live.round and not isinstance(ask, engines.Everyone):
+        raise Invalid(
+            f"attack = {type(attack).__name__}: what clients keep lies on their nodes, so that no pilot can go on from "
+            f"round {live.round}; allowed is again = none, or the engine loop, vector or grid"
+        )
+    member = chosen(fed, live, pilot, lambda done: progress(live.round, {"pilot": done}))
+    memory = live.server.memory if member == live.member else {}
+    return replace(live, member=member, server=replace(live.server, memory=memory))
+
+
+def _acting(fed: Federation, live: Run) -> Federation:
+    """The federation under the attack that was chosen."""
+    attack = fed.experiment.attack
+    if attack is None or not isinstance(live, Standing) or live.member is None:
+        return fed
+    return under(fed, attack.member(live.member))
+
+
 def _advance(now: Run, fed: Federation, ask: engines.Ask, stop: list[bool]) -> tuple[Run, Seen | None]:
     """The next round; None where too few answered, or it is to stop before."""
     if isinstance(now, Course):
@@ -250,6 +280,7 @@ def _measure(live: Run, fed: Federation, seen: Seen | None, before: Tensor | Non
     adversary wants. simulated_seconds: on the experiment's clock. uplink_bits, downlink_bits: that a client sent and
     was told so far, headers aside. w_loss, w_accuracy: of the model that clients hold, where that is another.
     diverged: only where `has_diverged`, and then true. personal_*: of clients' own models, where they have some.
+    member: the place of the attack that pilot runs chose.
     """
     metrics: Metrics = {"round": live.round, **evaluate(fed.model, fed.loss, live.x(fed), fed.test)}
     metrics |= personal_metrics(fed, live.states, live.x(fed))
@@ -268,6 +299,8 @@ def _measure(live: Run, fed: Federation, seen: Seen | None, before: Tensor | Non
             metrics["clipped"] = seen.clipped
         metrics |= _weights(fed, seen, before, live.round - 1)
     metrics |= live.traffic(fed)
+    if isinstance(live, Standing) and live.member is not None:
+        metrics["member"] = live.member
     told = fed.experiment.method.sends
     if told != "x" and isinstance(
         live, Standing

@@ -40,6 +40,7 @@ class Standing:
     `times` of the next round.
     heard  (n,) the round whose broadcast each client holds, -1 for none
     bits   that a client sent and was told: the mean of those who took part in a round, summed over rounds
+    member the place of the attack that the adversary has chosen among several (`Attack.rehearse`)
     """
 
     round: int
@@ -52,6 +53,7 @@ class Standing:
     times: RoundTimes | None = None
     heard: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
     bits: tuple[float, float] = (0, 0)
+    member: int | None = None
 
     @classmethod
     def start(cls, fed: Federation, first: State, file: Path | None = None) -> Standing:
@@ -78,6 +80,7 @@ class Standing:
             RoundTimes.of(fed, round, seconds, late),
             saved["heard"].numpy(),
             tuple(saved["bits"]),
+            saved.get("member"),
         )
 
     def goes_on(self, fed: Federation) -> bool:
@@ -130,9 +133,11 @@ class Standing:
         if seen:
             heard[asked if clock and clock.late == "carried" else answered] = self.round
         ledger, seconds = self.ledger and self.ledger.charge(members), times.ends if times else 0.0
-        coming = RoundTimes.of(fed, self.round + 1, seconds, late)
-        done = self.round + 1
-        return Standing(done, server, kept, ledger, late, self.written, seconds, coming, heard, bits), seen
+        done, member = self.round + 1, self.member
+        coming = RoundTimes.of(fed, done, seconds, late)
+        return Standing(
+            done, server, kept, ledger, late, self.written, seconds, coming, heard, bits, member
+        ), seen
 
     @property
     def torn(self) -> bool:
@@ -168,7 +173,10 @@ class Standing:
         return ledger
 
     def notes(self, fed: Federation, stopped: Sequence[str] = ()) -> list[str]:
-        """What a report says of the run's privacy, the statement first, then warnings; and who stopped it."""
+        """What a report says: of privacy, the statement first, then warnings; who stopped it; what pilots chose."""
+        return [*self._noted(fed, stopped), *self._chosen(fed)]
+
+    def _noted(self, fed: Federation, stopped: Sequence[str]) -> list[str]:
         ended = [self._ended(fed, stopped)] if stopped else []
         ledger = self.promised(fed, bool(stopped))
         if ledger is None or self.ledger is None:
@@ -178,6 +186,17 @@ class Standing:
         if not stopped and self.round < fed.experiment.rounds and not ledger.affords(self._members(fed)):
             ended = [early]
         return noted(fed, ledger, ended)
+
+    def _chosen(self, fed: Federation) -> list[str]:
+        """Which attack pilot runs have chosen."""
+        attack = fed.experiment.attack
+        if attack is None or self.member is None:
+            return []
+        aside = "" if self.ledger is None else ", outside of the guarantee"
+        return [
+            f"attack: the adversary's pilot runs on a copy of all clients' data{aside} chose "
+            f"{attack.member(self.member)!r}"
+        ]
 
     def _ended(self, fed: Federation, stopped: Sequence[str]) -> str:
         """Who stopped the run, on what, and what that means for the guarantee."""
@@ -203,7 +222,7 @@ class Standing:
         }
         ledger = self.ledger.dump() if self.ledger else {}
         timed = {"simulated_seconds": self.seconds, "late": self.late.dump()}
-        told = {"heard": torch.from_numpy(self.heard), "bits": list(self.bits)}
+        told = {"heard": torch.from_numpy(self.heard), "bits": list(self.bits), "member": self.member}
         return {
             "round": self.round,
             "server": server,

@@ -318,6 +318,14 @@ class View:
         return self.x.shape[-1] if self.numbers is None else self.numbers
 
 
+@dataclass(frozen=True)
+class Pilot:
+    """What an adversary wants to try out: its `members`, of which each stage (rounds, how many go on) leaves fewer."""
+
+    members: tuple[Attack, ...]
+    stages: tuple[tuple[int, int], ...]
+
+
 class Attack(Component):
     """Forges messages, or poisons the data of Byzantine clients; the base does neither."""
 
@@ -346,6 +354,14 @@ class Attack(Component):
         Rows of the view are to be copied: the server writes over them.
         """
         return self.forge(view), memory
+
+    def rehearse(self, round: int, rounds: int) -> Pilot | None:
+        """What is to be tried out before this round of so many; the most damaging member then is the attack."""
+        return None
+
+    def member(self, place: int) -> Attack:
+        """The attack at this place among the members of a pilot."""
+        return self
 
     def triggered(self, test: Examples) -> Examples | None:
         """Test examples as the adversary would show them, with the labels that it wants them told; None: it wants none.

@@ -57,6 +57,7 @@ RUNTIME = (
     "fedsim.states",
     "fedsim.timing",
     "fedsim.standing",
+    "fedsim.pilot",
     "fedsim.personal",
     "fedsim.stationary",
     "fedsim.attempts",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fedsim.check import Component, Finite, Invalid
 from fedsim.flower.payload import Payload
+from fedsim.pilot import require_none
 from fedsim.spec import Experiment
 
 
@@ -28,6 +29,7 @@ class Trial(Component):
                 f"attack = {type(attack).__name__}: a deployment runs attacks only as a red team's exercise, "
                 "with --red-team (red-team = true)"
             )
+        require_none(experiment)
         if privacy is not None and privacy.level == "central" and not self.test_mode:
             raise Invalid(
                 f"privacy = {type(privacy).__name__}: the server's noise comes from the experiment's seed, which every "

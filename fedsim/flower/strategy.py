@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from fedsim.check import Invalid
 from fedsim.federation import Federation
 from fedsim.flower.remote import FIRST, Remote, Wire, discover, told_record
+from fedsim.pilot import require_none
 from fedsim.spec import Experiment
 from fedsim.standing import Standing
 
@@ -31,6 +32,7 @@ class MethodStrategy(Strategy):
             raise Invalid(
                 "clock: simulates seconds, and a Flower app takes seconds of its own; allowed is none"
             )
+        require_none(experiment)
         self.fed, self._run, self._wire = Federation(experiment), run, wire
         self._standing = Standing.start(self.fed, FIRST)
         self.initial_arrays = self._arrays
