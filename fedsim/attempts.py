@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from heapq import heappop, heappush
 from math import inf
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedsim.check import Invalid
-from fedsim.clock import Clock, Load
+from fedsim.clock import Load, Timing
 from fedsim.federation import Federation
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.plan import histories
 from fedsim.timing import load_of
+from fedsim.types import State
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -33,6 +36,7 @@ WAITS, WORKS, LOST = (
 class Attempts:
     """Of each of n clients: its attempt, and the update of the model that it is at; it changes in place.
 
+    Here on a clock; on devices see `fedsim.flower.calls`.
     time     when the next thing comes of it: its message, or its return; inf: nothing any more
     kind     which of these
     sent     when its message leaves, and so is paid for
@@ -42,7 +46,7 @@ class Attempts:
     """
 
     fed: Federation
-    clock: Clock
+    clock: Timing | None
     load: Load
     attempt: Ints
     version: Ints
@@ -58,9 +62,8 @@ class Attempts:
     heap: list[tuple[float, int]] = field(default_factory=list)
 
     @classmethod
-    def none(cls, fed: Federation) -> Attempts:
+    def none(cls, fed: Federation) -> Self:
         n, clock = fed.experiment.clients, fed.experiment.clock
-        assert clock is not None  # the experiment was checked
         whole, real = np.zeros(n, np.int64), np.full(n, inf)
         return cls(
             fed,
@@ -81,7 +84,18 @@ class Attempts:
         """That of a client that has the model already."""
         return replace(self.load, down=None)
 
+    @property
+    def timing(self) -> Timing:
+        """The experiment's clock; engines have checked that it has one."""
+        assert self.clock is not None
+        return self.clock
+
     # ------------------------------------------------------------ events
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is another event, before the clock's end."""
+        return self.next < inf and self.next <= self.timing.end
+
     @property
     def next(self) -> float:
         """When the next event is; inf where there is none any more."""
@@ -89,10 +103,16 @@ class Attempts:
             heappop(self.heap)  # of work that was dropped
         return self.heap[0][0] if self.heap else inf
 
-    def pop(self) -> tuple[float, int, bool]:
-        """The next event, of equal ones that of the lowest client: when, whose, and whether it is a message."""
+    def pop(self, stop: Sequence[bool] = ()) -> tuple[float, int, bool] | None:
+        """The next event, of equal ones that of the lowest client: when, whose, and whether it is a message.
+
+        None where it is still to come, and the run is to `stop`.
+        """
         assert self.next < inf
         when, client = heappop(self.heap)
+        return self._happened(when, client)
+
+    def _happened(self, when: float, client: int) -> tuple[float, int, bool]:
         arrives = bool(self.kind[client] == WORKS)
         if arrives:
             self.arrivals += 1
@@ -100,15 +120,17 @@ class Attempts:
             self.pay(client)
         return when, client, arrives
 
-    def begin(self, client: int, now: float, version: int, *, told: bool) -> None:
-        """The client's next attempt, at this version of the model; `told`: that has to travel to it.
+    def brought(self, client: int) -> tuple[State, Tensor] | None:
+        """What has come of the client, where it was worked out elsewhere: the state after it and the message (d,)."""
+        return None
+
+    def begin(self, client: int, now: float, version: int, model: Tensor, *, told: bool) -> None:
+        """The client's next attempt, at this version of the model (d,); `told`: that has to travel to it.
 
         One that is away waits for its return, one that has spent its budget for nothing.
         """
-        fed, self.version[client] = self.fed, version
-        left, back = self.clock.absence(fed.keys, client, now, now)
-        if left <= now:
-            self._due(client, back, WAITS)
+        self.version[client] = version
+        if self._is_away(client, now):
             return
         if not self._affords(client):
             self.spent[client] = True
@@ -117,14 +139,18 @@ class Attempts:
         self.attempt[client] += 1
         self.told += int(told)
         self._require_address(client)
-        spell = self.clock.spell(
-            fed.keys,
-            client,
-            int(self.attempt[client]),
-            now,
-            self.load if told else self.short,
-            hostile=client >= fed.experiment.honest,
-        )
+        self._set_off(client, now, model, told)
+
+    def _is_away(self, client: int, now: float) -> bool:
+        left, back = self.timing.absence(self.fed.keys, client, now, now)
+        if left <= now:
+            self._due(client, back, WAITS)
+        return left <= now
+
+    def _set_off(self, client: int, now: float, model: Tensor, told: bool) -> None:
+        fed, load = self.fed, self.load if told else self.short
+        hostile, attempt = client >= fed.experiment.honest, int(self.attempt[client])
+        spell = self.timing.spell(fed.keys, client, attempt, now, load, hostile=hostile)
         self.sent[client], self.left[client] = spell.sent, spell.left
         self._due(client, min(spell.arrived, spell.back), WORKS if spell.arrived < inf else LOST)
 
@@ -199,13 +225,11 @@ class Attempts:
         counts = {name: getattr(self, name) for name in ("arrivals", "told", "dropped")}
         return {**arrays, **counts, "paid": self.paid}
 
-    @classmethod
-    def restored(cls, fed: Federation, saved: dict[str, Any]) -> Attempts:
-        made = cls.none(fed)
+    def restore(self, saved: dict[str, Any], models: Sequence[Tensor]) -> None:
+        """Stand where `dump` was called; `models` are those that the clients have."""
         for name, value in saved.items():
-            setattr(made, name, value.numpy() if isinstance(value, torch.Tensor) else value)
-        made.heap = sorted((when, client) for client, when in enumerate(made.time.tolist()) if when < inf)
-        return made
+            setattr(self, name, value.numpy() if isinstance(value, Tensor) else value)
+        self.heap = sorted((when, client) for client, when in enumerate(self.time.tolist()) if when < inf)
 
 
 ARRAYS = [each.name for each in fields(Attempts) if each.type in ("Ints", "Floats", "Bools")]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +58,25 @@ class Course:
     calls: int = 0  # of an engine, since the run was begun or resumed
 
     @classmethod
-    def start(cls, fed: Federation, first: State, file: Path | None = None) -> Course:
-        """Before the first event: every client is handed the initial model."""
-        server, clients = Server.start(fed), Attempts.none(fed)
+    def start(
+        cls, fed: Federation, first: State, file: Path | None = None, clients: Attempts | None = None
+    ) -> Course:
+        """Before the first event: every client is handed the initial model; `clients` on the clock by default."""
+        server, clients = Server.start(fed), clients or Attempts.none(fed)
         course = cls(0, server, States.start(first, fed.computing, space=fed.space, file=file), clients, [])
         course.held = [server.x] * fed.experiment.clients
         for client in range(fed.experiment.clients):
-            clients.begin(client, 0.0, 0, told=True)
+            clients.begin(client, 0.0, 0, server.x, told=True)
         return course
 
     @classmethod
-    def at(cls, fed: Federation, saved: dict[str, Any], states: States) -> Course:
-        """At a checkpoint."""
+    def at(cls, fed: Federation, saved: dict[str, Any], states: States, clients: Attempts) -> Course:
+        """At a checkpoint; the clients as before they began."""
         found = to_device(fed, saved)
-        clients = Attempts.restored(fed, saved["clients"])
         models = dict(zip(saved["versions"].tolist(), found["models"], strict=True))
         heard = dict(zip(saved["heard ids"].tolist(), found["heard"], strict=True))
-        mine = [models[version] for version in clients.version.tolist()]
+        mine = [models[version] for version in saved["clients"]["version"].tolist()]
+        clients.restore(saved["clients"], mine)
         server, seconds, written = (
             Server(**found["server"]),
             saved["simulated_seconds"],
@@ -107,8 +108,7 @@ class Course:
     # ------------------------------------------------------------ what a run asks of it
     def goes_on(self, fed: Federation) -> bool:
         """Whether updates are left to make, and a message comes before the clock's horizon."""
-        coming = self.clients.next
-        return self.round < fed.experiment.rounds and coming < inf and coming <= self.clients.clock.end
+        return self.round < fed.experiment.rounds and self.clients.goes_on
 
     @property
     def ledger(self) -> Ledger | None:
@@ -164,22 +164,26 @@ class Course:
         """Events until the model moves; None where the run ends, or is to stop, before."""
         before = self.round
         while self.goes_on(fed) and not stop:
-            seen = self._event(fed, ask)
+            seen = self._event(fed, ask, stop)
             if self.round > before:
                 return self, seen
         return self, None
 
     # ------------------------------------------------------------ one event
-    def _event(self, fed: Federation, ask: Ask) -> Seen | None:
+    def _event(self, fed: Federation, ask: Ask, stop: Sequence[bool] = ()) -> Seen | None:
         """The next message, or the next return of a client that had gone away; what the rule saw where it moved."""
         clients, method = self.clients, _method(fed)
-        self.seconds, client, arrives = clients.pop()
+        event = clients.pop(stop)
+        if event is None:
+            return None
+        self.seconds, client, arrives = event
         if not arrives:
             self._hand(client)
             return None
         row = self._message(fed, ask, client)
         clients.pay(client)
-        if client >= fed.experiment.honest and fed.experiment.attack is not None:
+        attack = fed.experiment.attack
+        if client >= fed.experiment.honest and attack is not None and attack.forges:
             row = self._forged(fed, ask, client, row)
         state, due = method.arrive(self.server.state, row, client, self.round - int(clients.version[client]))
         self.server, seen = self._moved(fed, state, due)
@@ -188,7 +192,7 @@ class Course:
             if other == client or clients.interrupt(other, self.seconds):
                 self._hand(other)
         if client not in again:
-            clients.begin(client, self.seconds, int(clients.version[client]), told=False)
+            clients.begin(client, self.seconds, int(clients.version[client]), self.held[client], told=False)
         return seen
 
     def _hand(self, client: int) -> None:
@@ -196,15 +200,16 @@ class Course:
         self.ready.pop(client, None)
         told = self.round != int(self.clients.version[client])
         self.held[client] = self.server.x
-        self.clients.begin(client, self.seconds, self.round, told=told)
+        self.clients.begin(client, self.seconds, self.round, self.server.x, told=told)
 
     def _message(self, fed: Federation, ask: Ask, client: int) -> Tensor:
         """A client's message, by when its state is that after the step."""
         if client >= fed.computing:
             return fed.x0.new_zeros(fed.width)
-        if client not in self.ready:
+        brought = self.clients.brought(client)
+        if brought is None and client not in self.ready:
             self._work(fed, ask, client)
-        state, row = self.ready.pop(client)
+        state, row = brought or self.ready.pop(client)
         ids = np.array([client])
         self.states = self.states.after(ids, {name: value[None] for name, value in state.items()})
         if client < fed.experiment.honest and _listens(fed):

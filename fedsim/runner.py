@@ -17,6 +17,7 @@ from fedsim import engines
 from fedsim.asynchronous import Asynchronous
 from fedsim.callbacks import Callback, Callbacks
 from fedsim.check import Invalid
+from fedsim.clock import Clock
 from fedsim.course import Course
 from fedsim.federation import Federation
 from fedsim.layout import parameters
@@ -208,19 +209,19 @@ class _Saver:
 
 def _start(fed: Federation, ask: engines.Ask, record: Record | None) -> Run:
     """Before the first round, or at the record's checkpoint; raises `Invalid` where the clock's horizon is before."""
-    first = ask.first(fed)
-    saved = record.checkpoint() if record else None
-    kind: type[Run] = Course if isinstance(fed.experiment.method, Asynchronous) else Standing
+    first, saved = ask.first(fed), record.checkpoint() if record else None
+    clients = ask.attempts(fed) if isinstance(fed.experiment.method, Asynchronous) else None
     if record is None or saved is None:
-        begun = kind.start(fed, first, record.states if record else None)
-        if fed.experiment.clock and not begun.goes_on(fed):
+        file = record.states if record else None
+        begun = Course.start(fed, first, file, clients) if clients else Standing.start(fed, first, file)
+        if isinstance(fed.experiment.clock, Clock) and not begun.goes_on(fed):
             raise Invalid(
                 f"clock.horizon = {fed.experiment.clock.horizon}: the first message comes later; allow more"
             )
         return begun
     states = States.start(first, fed.computing, space=fed.space, file=record.states, saved=saved.get("rows"))
     try:
-        return kind.at(fed, saved, states)
+        return Course.at(fed, saved, states, clients) if clients else Standing.at(fed, saved, states)
     except (KeyError, TypeError) as error:
         states.close()
         raise Invalid(

@@ -14,7 +14,7 @@ import tomli_w
 from fedsim.asynchronous import Asynchronous
 from fedsim.batches import Batches, Full
 from fedsim.check import Component, Count, Invalid, Natural
-from fedsim.clock import Clock
+from fedsim.clock import Clock, Tape
 from fedsim.config.codec import decode, encode, read_toml
 from fedsim.method import Method
 from fedsim.privacy import RandomizedResponse
@@ -24,8 +24,6 @@ from fedsim.task import Task
 from fedsim.types import Attack, Knowledge, Rule, Split
 
 __all__ = ["Experiment"]
-
-EXAMPLE = "clock = Clock(gradient=Ladder())"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,8 @@ class Experiment(Component):
     cohort      clients drawn afresh for each round (default: all)
     knowledge   what the adversary is granted; an attack that needs more is refused
     attacked    where forged rows enter: as the "message", or in the server's "memory" row that the rule sees
-    clock       seconds that clients take, so that rounds and the run have a length (default: no time is simulated)
+    clock       seconds that clients take, so that rounds and the run have a length (default: no time is simulated); or
+                the tape of a run on devices
     Raises `Invalid` where the parts do not fit together.
     """
 
@@ -59,7 +58,7 @@ class Experiment(Component):
     rounds: Count = 100
     evaluate_every: Count = 10
     seed: Natural = 0
-    clock: Clock | None = None
+    clock: Clock | Tape | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -190,12 +189,9 @@ class Experiment(Component):
         if not isinstance(self.method, Asynchronous):
             return
         name, clock, privacy = type(self.method).__name__, self.clock, self.privacy
-        if clock is None:
-            raise Invalid(
-                f"method = {name}: acts on messages as they come, so it needs a clock, as in {EXAMPLE}"
-            )
+        deadline = clock.deadline if isinstance(clock, Clock) else None
         refused = {
-            f"clock.deadline = {clock.deadline}: ends rounds": clock.deadline is not None,
+            f"clock.deadline = {deadline}: ends rounds": deadline is not None,
             f"cohort = {self.cohort}: is drawn for a round": self.cohort is not None,
             "attacked = 'memory': is of rounds": self.attacked == "memory",
             f"rule = {type(self.rule).__name__}: remembers clients by rounds": isinstance(
@@ -222,7 +218,12 @@ class Experiment(Component):
             )
 
     def _check_clock(self) -> None:
-        if self.clock is None or self.clock.late == "cut":
+        if isinstance(self.clock, Tape) and not isinstance(self.method, Asynchronous):
+            raise Invalid(
+                f"clock = Tape with method = {type(self.method).__name__}: a tape has arrivals, this method rounds; "
+                "allowed is a Clock"
+            )
+        if not isinstance(self.clock, Clock) or self.clock.late == "cut":
             return
         if self.cohort is not None or self.method.peer:
             which = f"cohort = {self.cohort}" if self.cohort else f"method = {type(self.method).__name__}"

@@ -339,6 +339,12 @@ class Attack(Component):
         return type(self).poison is not Attack.poison
 
     @property
+    def forges(self) -> bool:
+        """Whether what it sends is another message than its clients' own."""
+        base = Attack
+        return type(self).forge is not base.forge or type(self).remember is not base.remember
+
+    @property
     def works_on_data(self) -> bool:
         """Whether Byzantine clients compute on data of their own; the others' work is left out."""
         return self.poisons or "own" in self.needs

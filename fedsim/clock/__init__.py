@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from fedsim.check import Component, Finite, Invalid
+from fedsim.check import Finite, Invalid
 from fedsim.clock.networks import Bandwidth, Network
 from fedsim.clock.paces import Constant, Exponential, Ladder, LogNormal, Pace, Pareto, Turns, Wave
 from fedsim.clock.presence import NEVER, Dropouts, Presence
+from fedsim.clock.spell import Load as Load
+from fedsim.clock.spell import Spell as Spell
+from fedsim.clock.spell import Timing as Timing
+from fedsim.clock.tape import Tape
 from fedsim.clock.trace import Trace
 from fedsim.keys import Keys
 
@@ -22,6 +26,7 @@ __all__ = [
     "Ladder",
     "LogNormal",
     "Pareto",
+    "Tape",
     "Trace",
     "Turns",
     "Wave",
@@ -29,42 +34,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Load:
-    """What an attempt is made of: gradients, one after the other, the bits of its message, and those of the model.
-
-    Where the client has the model already, nothing is sent to it (None).
-    """
-
-    gradients: int
-    up: int
-    down: int | None
-
-
-@dataclass(frozen=True)
-class Spell:
-    """One attempt of a client, in seconds since the start of the run.
-
-    begun    the model starts to travel to it
-    sent     its message leaves, all gradients done
-    arrived  the message is with the server; inf where the client goes away before
-    left     the client goes away before that; inf where it does not
-    back     and is there again
-    """
-
-    begun: float
-    sent: float
-    arrived: float
-    left: float = inf
-    back: float = inf
-
-    @property
-    def known(self) -> float:
-        """When the server knows what came of it."""
-        return min(self.arrived, self.left)
-
-
-@dataclass(frozen=True)
-class Clock(Component):
+class Clock(Timing):
     """Seconds of an experiment. A client gets the model, works out its gradients, and sends its message.
 
     gradient   seconds of a gradient of a batch
@@ -95,17 +65,14 @@ class Clock(Component):
 
     @property
     def end(self) -> float:
-        """Seconds of the run at most."""
         return inf if self.horizon is None else self.horizon
 
     def absence(self, keys: Keys, client: int, since: float, until: float) -> tuple[float, float]:
-        """As `Presence.absence`."""
         return NEVER if self.presence is None else self.presence.absence(keys, client, since, until)
 
     def spell(
         self, keys: Keys, client: int, attempt: int, now: float, load: Load, *, hostile: bool = False
     ) -> Spell:
-        """The attempt that a client begins at `now`, or when it is back."""
         left, back = self.absence(keys, client, now, now)
         now = back if left <= now else now
         sent = now + self._message(keys, client, 2 * attempt, load.down, up=False)

@@ -35,7 +35,7 @@ KINDS = {
     "norms": ("fedsim.strategies.oracles", "fedsim.strategies.oracles.roles:Norms"),
     "schedules": ("fedsim.schedule", "fedsim.schedule:Schedule"),
     "metrics": ("fedsim.metrics", "fedsim.metrics:Metric"),
-    "clocks": ("fedsim.clock", "fedsim.clock:Clock"),
+    "clocks": ("fedsim.clock", "fedsim.clock:Timing"),
     "paces": ("fedsim.clock", "fedsim.clock:Pace"),
     "networks": ("fedsim.clock", "fedsim.clock:Network"),
     "presences": ("fedsim.clock", "fedsim.clock:Presence"),

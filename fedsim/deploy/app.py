@@ -16,9 +16,12 @@ from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
+from fedsim.asynchronous import Asynchronous
 from fedsim.deploy.device import Device
 from fedsim.deploy.trial import Trial
 from fedsim.federation import Federation
+from fedsim.flower.arrivals import Arrivals
+from fedsim.flower.calls import Live
 from fedsim.flower.client import Host, Simulated, federation_of, respond
 from fedsim.flower.order import OWN_DATA
 from fedsim.flower.remote import Remote, Wire, discover
@@ -83,17 +86,25 @@ def serve(
     fed.accounted = not trial.test_mode
     record = Record.open(fed.experiment, out, resume)
     run, wire = _name(out, resume), Wire(trial.payload, trial.timeout)
-    remote = Remote(grid, nodes, run=run, derived=trial.test_mode, wire=wire)
+    kind = Live if isinstance(fed.experiment.method, Asynchronous) else Remote
+    remote = kind(grid, nodes, run=run, derived=trial.test_mode, wire=wire)
+    if isinstance(remote, Live):
+        remote.arrivals = Arrivals.open(out, resume)
     journal.ROUNDS.set(fed.experiment.rounds)
 
+    said = 0
+
     def report(round: int, metrics: Mapping[str, Any]) -> None:
+        nonlocal said
         journal.ROUND.set(round)
-        for each in remote.set_aside:
-            if each.round == round - 1:
-                journal.SET_ASIDE.labels(str(each.node)).inc()
+        for each in remote.set_aside[said:]:
+            journal.SET_ASIDE.labels(str(each.node)).inc()
+        said = len(remote.set_aside)
         log(INFO, "after round %d%s", round, figures(metrics))
 
     result = _stated(drive(fed, remote, record, report, EVERY_ROUND))
+    if isinstance(remote, Live):
+        remote.arrivals.forget(len(remote.arrivals.lines))
     missing = [
         f"set aside whenever asked since the server began: device {', '.join(map(str, clients))}: {reason}"
         for reason, clients in remote.silent().items()

@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 
+from fedsim.asynchronous import Asynchronous
+from fedsim.clock import Tape
 from fedsim.deploy import enrol
 from fedsim.deploy.server import run_there
 from fedsim.deploy.site import Link, Place, Site
 from fedsim.deploy.terms import Terms
 from fedsim.deploy.trial import Trial
+from fedsim.flower.arrivals import TAPE
 from fedsim.runner import run
 from fedsim.spec import Experiment
 
@@ -106,7 +109,9 @@ def try_out(yard: Yard, experiment: Experiment, trial: Trial) -> dict[str, Any]:
 
 
 def difference(experiment: Experiment, out: Path) -> float:
-    """The largest difference of a parameter from the loop engine's."""
+    """The largest difference of a parameter from the loop engine's, which an asynchronous run's tape tells when."""
+    if isinstance(experiment.method, Asynchronous):
+        experiment = replace(experiment, clock=Tape(str(out / TAPE)))
     model = torch.load(out / "model.pt", weights_only=True)
     truth = run(experiment, engine="loop", device="cpu").model
     return max(float((model[name] - value).abs().max()) for name, value in truth.items())

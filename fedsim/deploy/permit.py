@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedsim.asynchronous import Asynchronous
 from fedsim.check import Invalid
 from fedsim.deploy.spent import Spent, hiding
 from fedsim.deploy.terms import Terms
@@ -33,8 +34,10 @@ def check_size(terms: Terms, experiment: Experiment) -> None:
 def permit(terms: Terms, order: Order, fed: Federation, spent: Spent) -> Spent:
     """What will have been spent once this order is answered; raises `Invalid` where that is more than agreed."""
     experiment = fed.experiment
-    if order.round >= experiment.rounds:  # once answered, it would bar all that come before it
-        raise Invalid(f"round {order.round}: the experiment has rounds 0 to {experiment.rounds - 1}")
+    # once answered, it would bar all that come before it; attempts of an asynchronous run end where the terms do
+    most = terms.rounds if isinstance(experiment.method, Asynchronous) else experiment.rounds
+    if order.round >= most:
+        raise Invalid(f"round {order.round}: the experiment has rounds 0 to {most - 1}")
     after = spent.charge(order, fed)
     if terms.client >= experiment.honest and not terms.red_team:
         raise Invalid(f"client {terms.client} would be Byzantine: this device has red_team = false")

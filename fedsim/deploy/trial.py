@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedsim.asynchronous import Asynchronous
 from fedsim.check import Component, Finite, Invalid
 from fedsim.flower.payload import Payload
 from fedsim.pilot import require_none
@@ -24,6 +25,11 @@ class Trial(Component):
         attack, privacy = experiment.attack, experiment.privacy
         if experiment.clock is not None:
             raise Invalid("clock: simulates seconds, and devices take seconds of their own; allowed is none")
+        if attack is not None and attack.forges and isinstance(experiment.method, Asynchronous):
+            raise Invalid(
+                f"attack = {type(attack).__name__} with method = {type(experiment.method).__name__}: when a forged "
+                "message comes no device says; allowed are attacks on data, or a simulation with clock.byzantine"
+            )
         if attack is not None and not self.red_team:
             raise Invalid(
                 f"attack = {type(attack).__name__}: a deployment runs attacks only as a red team's exercise, "

@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.asynchronous import Asynchronous
+from fedsim.attempts import Attempts
 from fedsim.check import Invalid, nearest
 from fedsim.federation import Federation
 from fedsim.round import Messages
 from fedsim.spec import Experiment
 from fedsim.types import Round, State
 
-APART = ("loop", "vector")  # where each client may be at a model, and an attempt, of its own
+APART = ("loop", "vector", "grid")  # engines of asynchronous methods
+EXAMPLE = "clock = Clock(gradient=Ladder())"
 ENGINES = {name: f"fedsim.engines.{name}" for name in ("loop", "vector", "grid", "ray")}
 T = TypeVar("T")
 
@@ -42,6 +44,10 @@ class Ask(Protocol):
         """What is kept here of a client that has not answered yet."""
         ...
 
+    def attempts(self, fed: Federation) -> Attempts:
+        """In an asynchronous run: what the clients are at work on, before they begin."""
+        ...
+
     def __call__(
         self, fed: Federation, states: State, told: State, round: Round, ids: NDArray[np.int64]
     ) -> tuple[State, Messages, NDArray[np.int64]]:
@@ -57,6 +63,9 @@ class Everyone:
 
     def first(self, fed: Federation) -> State:
         return fed.client_state()
+
+    def attempts(self, fed: Federation) -> Attempts:
+        return Attempts.none(fed)
 
     def __call__(
         self, fed: Federation, states: State, told: State, round: Round, ids: NDArray[np.int64]
@@ -79,10 +88,18 @@ def hosted(name: str, fed: Federation, body: Callable[[Ask], T]) -> T:
 def require(name: str, experiment: Experiment) -> None:
     """Raise `Invalid` where an engine is unknown, or does not run such an experiment."""
     find(name)
-    if isinstance(experiment.method, Asynchronous) and name not in APART:
+    if not isinstance(experiment.method, Asynchronous):
+        return
+    method = type(experiment.method).__name__
+    if name not in APART:
         raise Invalid(
-            f"engine = {name!r} with method = {type(experiment.method).__name__}: asks all clients the same; "
-            f"asynchronous methods run on {' and '.join(APART)}"
+            f"engine = {name!r} with method = {method}: has a task for each single gradient, which takes longer than "
+            f"that; asynchronous methods run on {', '.join(APART)}"
+        )
+    if experiment.clock is None:
+        raise Invalid(
+            f"method = {method}: acts on messages as they come, so it needs a clock, as in {EXAMPLE}; without one it "
+            "runs on devices"
         )
 
 

@@ -12,13 +12,13 @@ from fedsim.flower.grid import FIRST_NODE, InProcessGrid
 from fedsim.flower.memory import Memory
 from fedsim.flower.remote import Remote
 from fedsim.round import Messages
-from fedsim.types import State
+from fedsim.types import Round, State
 
 RUN = "grid"
 
 
 def rows(
-    fed: Federation, states: State, told: State, round: int, ids: NDArray[np.int64]
+    fed: Federation, states: State, told: State, round: Round, ids: NDArray[np.int64]
 ) -> tuple[State, Messages]:
     """The nodes' memories are filled from `states` and read back, so that a run here resumes like any other."""
     grid = InProcessGrid(client_app(Simulated(lambda order: fed)), fed.experiment.clients)

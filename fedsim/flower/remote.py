@@ -15,6 +15,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedsim.attempts import Attempts
 from fedsim.check import Invalid
 from fedsim.downlink import missing
 from fedsim.federation import Federation, Ids
@@ -22,7 +23,7 @@ from fedsim.flower.order import ARRAYS, EXAMPLES, OWN_DATA, Order
 from fedsim.flower.payload import Payload, received, size
 from fedsim.flower.replies import SetAside, collect
 from fedsim.round import Messages
-from fedsim.types import Round, State
+from fedsim.types import Round, State, at
 
 MOST_EXAMPLES = 10**12  # of a client: float64 adds such numbers exactly
 FIRST: State = {"accepted": torch.tensor(-1)}  # what is kept of a client that has not answered yet
@@ -63,68 +64,64 @@ class Remote:
     def first(self, fed: Federation) -> State:
         return FIRST
 
+    def attempts(self, fed: Federation) -> Attempts:
+        return Attempts.none(fed)
+
     def __call__(
         self, fed: Federation, states: State, told: State, round: Round, ids: Ids
     ) -> tuple[State, Messages, Ids]:
         """States, messages (k, d) and the ids of the k clients whose these are, in order."""
-        assert isinstance(round, int)  # asynchronous methods have engines of their own
         asked = self.ask(fed, states, told, round, ids)
         return self.read(fed, round, ids, asked, self.grid.send_and_receive(asked, timeout=self.wire.timeout))
 
-    def ask(self, fed: Federation, states: State, told: State, round: int, ids: Ids) -> list[Message]:
-        """The orders of a round."""
+    def ask(self, fed: Federation, states: State, told: State, round: Round, ids: Ids) -> list[Message]:
+        """The orders of a round, or of clients who are each at an attempt of their own."""
         experiment, accepted = fed.experiment, states["accepted"].tolist()
-        text, fingerprint, peer = experiment.to_json(), experiment.fingerprint, experiment.method.peer
-        names = tuple(fed.told_shapes)
-        shared = ArrayRecord() if peer else told_record({name: told[name] for name in names})
+        names, apart = tuple(fed.told_shapes), isinstance(round, np.ndarray)
+        shared = (
+            ArrayRecord() if experiment.method.peer or apart else told_record({n: told[n] for n in names})
+        )
 
-        def told_to(client: int, last: int) -> ArrayRecord:
-            if peer:
-                return told_record({k: v[client] for k, v in told.items()})
-            late = missing(fed, told, last)
+        def told_to(j: int, client: int) -> ArrayRecord:
+            if experiment.method.peer or apart:
+                return told_record({name: value[j if apart else client] for name, value in told.items()})
+            late = missing(fed, told, accepted[j])
             if late is None:
                 return shared
             others = {name: told[name] for name in names if name != experiment.method.sends}
             return told_record(others | late)
 
         return [
-            Message(
-                Order(
-                    experiment=text,
-                    fingerprint=fingerprint,
-                    run=self.run,
-                    client=client,
-                    round=round,
-                    accepted=accepted[j],
-                    payload=self.wire.payload,
-                    derived=self.derived,
-                ).content(told_to(client, accepted[j])),
-                self.nodes[client],
-                MessageType.TRAIN,
-                group_id=str(round + 1),
-            )
+            self.order(fed, client, int(at(round, j)), accepted[j], told_to(j, client))
             for j, client in enumerate(ids.tolist())
             if client in self.nodes
         ]
 
+    def order(self, fed: Federation, client: int, round: int, accepted: int, told: ArrayRecord) -> Message:
+        """The question to one client; `accepted`: its last round whose message was taken in."""
+        order = Order(
+            experiment=fed.experiment.to_json(),
+            fingerprint=fed.experiment.fingerprint,
+            run=self.run,
+            client=client,
+            round=round,
+            accepted=accepted,
+            payload=self.wire.payload,
+            derived=self.derived,
+        )
+        return Message(order.content(told), self.nodes[client], MessageType.TRAIN, group_id=str(round + 1))
+
     def read(
         self,
         fed: Federation,
-        round: int,
+        round: Round,
         ids: Ids,
         asked: list[Message],
         replies: Iterable[Message],
     ) -> tuple[State, Messages, Ids]:
         """What a round's replies come to."""
-        d = fed.width
-
-        def row_of(reply: Message) -> tuple[Tensor, int, bool, int]:
-            record = reply.content.array_records.get(ARRAYS, ArrayRecord())
-            said = reply.content.metric_records.get("metrics", MetricRecord())
-            own = said.get(OWN_DATA, 1) != 0
-            return received(fed, record, round), size(record), own, examples_of(fed, said) if own else 0
-
-        answers, aside = collect(round, asked, replies, row_of)
+        d, last = fed.width, int(np.max(round))
+        answers, aside = collect(last, asked, replies, lambda reply: answer_in(fed, reply, last))
         self.set_aside += aside
         rows = {
             client: answers[node] for client, node in self.nodes.items() if node in answers and client in ids
@@ -133,15 +130,20 @@ class Remote:
         self.answered |= set(rows)
         self.own_data |= {client for client, (_, _, own, _) in rows.items() if own}
         arrived = sum(bytes for _, bytes, _, _ in rows.values())
-        self.metrics = {"asked": len(ids), "answered": len(rows), "bytes": arrived}
-        if self.own_data and fed.example_privacy and not self.derived:  # epsilon depends on how many examples
-            self.metrics |= {OWN_DATA: len(self.own_data), "epsilon": None}
+        self.metrics = {"asked": len(ids), "answered": len(rows), "bytes": arrived, **self.own_data_of(fed)}
         bits = 8 * arrived / (d * max(1, len(rows)))
-        log(INFO, "round %d: %d of %d answered, %.1f bits a coordinate", round, len(rows), len(ids), bits)
+        log(INFO, "round %d: %d of %d answered, %.1f bits a coordinate", last, len(rows), len(ids), bits)
         stacked = torch.stack([rows[i][0] for i in answered.tolist()]) if rows else torch.zeros(0, d)
         held = np.array([rows[i][3] or fed.sizes[i] for i in answered.tolist()], np.int64)
         messages = Messages(stacked.to(fed.device), examples=held if self.own_data else None)
-        return {"accepted": torch.full(answered.shape, round)}, messages, answered
+        taken = np.broadcast_to(round, ids.shape)[np.isin(ids, answered)]
+        return {"accepted": torch.from_numpy(taken.astype(np.int64))}, messages, answered
+
+    def own_data_of(self, fed: Federation) -> dict[str, Any]:
+        """How many clients have data of their own, where that is why the server has no epsilon to tell."""
+        if self.own_data and fed.example_privacy and not self.derived:  # it depends on how many examples
+            return {OWN_DATA: len(self.own_data), "epsilon": None}
+        return {}
 
     def silent(self) -> dict[str, list[int]]:
         """The clients that were set aside whenever they were asked, by the reason that came first."""
@@ -151,6 +153,14 @@ class Remote:
             if node in reasons and client not in self.answered:
                 found.setdefault(reasons[node], []).append(client)
         return found
+
+
+def answer_in(fed: Federation, reply: Message, round: int) -> tuple[Tensor, int, bool, int]:
+    """A reply's message (d,), its bytes, whether its data are the client's own, and then of how many examples."""
+    record = reply.content.array_records.get(ARRAYS, ArrayRecord())
+    said = reply.content.metric_records.get("metrics", MetricRecord())
+    own = said.get(OWN_DATA, 1) != 0
+    return received(fed, record, round), size(record), own, examples_of(fed, said) if own else 0
 
 
 def examples_of(fed: Federation, said: MetricRecord) -> int:

@@ -99,6 +99,10 @@ class LinkGrid(Grid):
         self._mail.forget(waiting)
         return replies
 
+    def withdraw(self, message_ids: Collection[str]) -> None:
+        """Nobody waits for answers to these any more; a device that was not asked yet is not."""
+        self._mail.forget(message_ids)
+
     def close(self) -> None:
         self._hub.close()
 

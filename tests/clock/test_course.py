@@ -438,7 +438,6 @@ def test_alternating_attackers_take_turns() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"clock": None}, "method = Ringleader: acts on messages as they come, so it needs a clock"),
         (
             {"clock": Clock(Constant(1.0), deadline=2.0)},
             r"clock\.deadline = 2\.0: ends rounds, and Ringleader has none",
@@ -477,9 +476,15 @@ def test_what_does_not_combine_says_so(changes: dict[str, Any], words: str) -> N
         replace(BASE, **changes)
 
 
-def test_engines_that_ask_all_the_same_say_so() -> None:
-    with pytest.raises(Invalid, match="engine = 'grid' with method = Ringleader: asks all clients the same"):
-        run(BASE, engine="grid")
+def test_where_asynchronous_methods_do_not_run_says_so() -> None:
+    with pytest.raises(
+        Invalid, match="engine = 'ray' with method = Ringleader: has a task for each single gradient"
+    ):
+        run(BASE, engine="ray")
+    with pytest.raises(
+        Invalid, match="method = Ringleader: acts on messages as they come, so it needs a clock"
+    ):
+        run(replace(BASE, clock=None))
     with pytest.raises(Invalid, match=r"tau = 1 and server_lr = 1\.0"):
         FedAsync(lr=0.1, tau=1.0)
 

@@ -31,7 +31,9 @@ from fedsim.deploy.status import status
 from fedsim.deploy.terms import Terms
 from fedsim.deploy.trial import Trial
 from fedsim.experiments.resolve import resolve
+from fedsim.flower.arrivals import TAPE
 from fedsim.spec import Experiment
+from fedsim.strategies import AsyncSGD, Mean
 
 long = pytest.mark.skipif("FEDSIM_LONG" not in os.environ, reason="takes minutes: set FEDSIM_LONG to run it")
 TEST = Trial(test_mode=True, red_team=True, timeout=300.0)
@@ -162,6 +164,36 @@ def test_prometheus_and_people_see_how_it_goes(live: Yard, tmp_path: Path) -> No
     replace(live.site.link, metrics=0).save(live.site.settings)
     assert "no run now" in status(live.site.folder)[0]
     assert "30 of 10000 answered" in status(live.place(0).folder)[2]
+
+
+def test_a_slow_device_holds_no_asynchronous_run_and_the_tape_is_the_run(live: Yard, tmp_path: Path) -> None:
+    """One of three real devices hangs from the middle of the run on: the others go on, and what came is replayed."""
+    e, out = replace(experiment(3, 40), byzantine=0, attack=None, privacy=None, rule=Mean()), tmp_path / "run"
+    e = replace(e, method=AsyncSGD(lr=0.1), evaluate_every=10, seed=5)
+
+    def stop() -> None:
+        until(lambda: (out / TAPE).exists() and len((out / TAPE).read_text().splitlines()) >= 3)
+        for pid in [live.processes[2].pid, *children(live.processes[2].pid)]:
+            os.kill(pid, signal.SIGSTOP)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    summary = run_there(live.site, e, TEST, out)
+    stopper.join()
+    for pid in [*children(live.processes[2].pid), live.processes[2].pid]:
+        os.kill(pid, signal.SIGCONT)
+    assert summary["rounds"] == 40
+    assert difference(e, out) == 0.0
+    came = [json.loads(line)["client"] for line in (out / TAPE).read_text().splitlines()]
+    assert set(came[10:]) == {0, 1}
+
+
+def children(pid: int) -> list[int]:
+    words = ["pgrep", "-P", str(pid)]
+    return [
+        int(each)
+        for each in subprocess.run(words, capture_output=True, text=True, check=False).stdout.split()
+    ]
 
 
 # ---------------------------------------------------------------- deaths
