@@ -16,6 +16,8 @@ from fedsim.check import Invalid
 from fedsim.machine.memory import available
 from fedsim.types import Dataset, Examples, Inputs, on_inputs
 
+MOST_CLASSES = 1_000_000  # each client's are counted, one by one
+
 
 def data_root() -> Path:
     """The folder of the data sets: FEDSIM_DATA, else `data` in the working directory."""
@@ -75,8 +77,12 @@ def matched(x: Inputs, y: Tensor, field: str) -> Examples:
     on_inputs(lambda t: counts.append(len(t) if t.dim() else 0), x)
     if y.dim() == 0 or any(count != len(y) for count in counts):
         raise Invalid(f"{field}: {counts[0]} inputs and {y.numel()} labels; must be one label for each input")
-    if len(y) and not y.is_floating_point() and int(y.min()) < 0:
-        raise Invalid(f"{field}: the label {int(y.min())}; classes must be numbered from 0 on")
+    if len(y) and not y.is_floating_point():
+        for label in (int(y.min()), int(y.max())):
+            if not 0 <= label < MOST_CLASSES:
+                raise Invalid(
+                    f"{field}: the label {label}; classes must be numbered from 0 on, below {MOST_CLASSES:,}"
+                )
     return Examples(x, y)
 
 

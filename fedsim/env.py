@@ -127,10 +127,14 @@ class AtClients:
         self.calls[batch.step] += 1
         return batch.step * method.gradients + before
 
+    @cached_property
+    def _heaviest(self) -> Tensor:
+        """The weight of an example that the noise is made for, of each client (k,)."""
+        return 1 / torch.from_numpy(self.fed.experiment.batches.expected(self.fed.sizes[self.ids]))
+
     def _require_weights(self, batch: Batch) -> None:
         """Raise `Invalid` where an example of a batch weighs more than the noise is made for."""
-        batches = self.fed.experiment.batches
-        most = 1 / torch.from_numpy(batches.expected(self.fed.sizes[self.ids])).to(batch.weight)
+        most = self._heaviest.to(batch.weight)
         if batch.weight.numel() and (batch.weight.amax(-1) > most * (1 + 1e-5)).any():
             raise Invalid(
                 f"{type(self.fed.experiment.method).__name__}: an example that weighs "

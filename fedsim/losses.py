@@ -47,9 +47,10 @@ class CrossEntropy(Loss):
 
     def require(self, y: Tensor, classes: int) -> None:
         if y.dtype != torch.int64 or (len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes):
+            upto = f" to {classes - 1}" if classes else " on"
             raise Invalid(
-                f"loss = CrossEntropy: labels are {_told(y)}; must be whole numbers (int64) from 0 to "
-                f"{classes - 1}; for numbers to be met take Squared or Huber"
+                f"loss = CrossEntropy: labels are {_told(y)}; must be whole numbers (int64) from 0{upto}; for numbers "
+                "to be met take Squared or Huber"
             )
 
     def predicted(self, outputs: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Live:
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
         )
         widgets = self.console.is_jupyter and find_spec("ipywidgets") is not None
         self.drawn = self.console.is_terminal or widgets
@@ -46,14 +46,14 @@ class Live:
         self.bar.stop()
 
     def __call__(self, round: int, metrics: dict[str, Any]) -> None:
-        facts = f"round {round}/{self.rounds}" + figures(metrics)
-        self.bar.update(self.task, completed=round, facts=facts)
+        facts = f"{round}/{self.rounds}" + figures(metrics)
+        self.bar.update(self.task, completed=round, facts=facts)  # in 80 columns beside a label of 25
         now = time.monotonic()
         self.first = self.first or round
         if not self.drawn and (now - self.printed > PLAIN_SECONDS or round == self.rounds):
             done = round - self.first + 1
             left = (now - self.began) / done * (self.rounds - round)
-            self.console.print(f"{self.label}: {facts}, {lasting(left)} left")
+            self.console.print(f"{self.label}: round {facts}, {lasting(left)} left")
             self.printed = now
 
 

@@ -68,7 +68,7 @@ class Standing:
         """At a checkpoint, with the states that lie beside it."""
 
         ledger, round, seconds = opened(fed), saved["round"], saved["simulated_seconds"]
-        server, late = Server(**to_device(fed, saved["server"])), Late.load(to_device(fed, saved["late"]))
+        server, late = Server(**to_device(fed, saved["server"])), Late.load(saved["late"], fed.device)
         return cls(
             round,
             server,

@@ -84,7 +84,16 @@ class Task(Component):
     def _check(self, model: nn.Module, examples: Examples) -> None:
         """Raise `Invalid` where the loss of a few examples is none."""
         few, name = examples.part(slice(0, 4)), type(self.loss).__name__
-        out = forward(model, {}, few.x)
+        try:
+            out = forward(model, {}, few.x)
+        except Exception as error:
+            if isinstance(error, Invalid):
+                raise
+            told = on_inputs(lambda t: f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape[1:])}", few.x)
+            raise Invalid(
+                f"model = {type(self.model).__name__}: raises {type(error).__name__} for inputs {told}: "
+                f"{str(error)[:200]}; layers of numbers take float32, layers of tokens int64"
+            ) from error
         if isinstance(self.loss, CrossEntropy) and (
             out.shape[:-1] != few.y.shape or out.shape[-1] <= examples.y.max()
         ):

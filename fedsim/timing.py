@@ -108,8 +108,10 @@ class Late:
         return {"ids": ids, "arrived": arrived, "rows": self.rows, "states": self.states}
 
     @classmethod
-    def load(cls, saved: dict[str, Any]) -> Late:
-        return cls(saved["ids"].numpy(), saved["arrived"].numpy(), saved["rows"], saved["states"])
+    def load(cls, saved: dict[str, Any], device: str) -> Late:
+        """From a checkpoint, which is read on the host; rows and states go to the device."""
+        states = {name: value.to(device) for name, value in saved["states"].items()}
+        return cls(saved["ids"].numpy(), saved["arrived"].numpy(), saved["rows"].to(device), states)
 
 
 def in_time(

@@ -1,8 +1,9 @@
 """The numerical tests as on other processors: `python tests/everywhere.py [setting ...]`; all settings without a name.
 
 Each setting is a process with other kernels for the same arithmetic, as far as this processor has them, or with another
-number of threads. Its products are compared with those as installed, since a setting that changes no bit tests nothing
-new here. With --whole all tests run, not only the numerical ones. The exit code is 1 where a test failed.
+number of threads; names joined by + hold at once (`aten-default+threads-3`). Products are compared with those as
+installed, since a setting that changes no bit tests nothing new here. With --whole all tests run, not only the
+numerical ones. The exit code is 1 where a test failed.
 """
 
 from __future__ import annotations
@@ -62,8 +63,13 @@ class Outcome:
     seconds: float
 
 
+def variables(setting: str) -> dict[str, str]:
+    """The variables of a setting, or of several joined by +."""
+    return {key: value for name in setting.split("+") for key, value in SETTINGS[name].items()}
+
+
 def run(setting: str, tests: list[str], options: list[str]) -> Outcome:
-    env = {**os.environ, **SETTINGS[setting]}
+    env = {**os.environ, **variables(setting)}
     began = time.monotonic()
     bits = subprocess.run([sys.executable, "-c", BITS], env=env, capture_output=True, text=True, check=True)
     command = [sys.executable, "-m", "pytest", "--tb=short", *options, *tests]
@@ -82,7 +88,7 @@ def main() -> int:
     asked.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="processes at a time")
     asked.add_argument("-k", default="", help="only tests with such a name, as in pytest")
     chosen = asked.parse_args()
-    unknown = [name for name in chosen.settings if name not in SETTINGS]
+    unknown = [name for setting in chosen.settings for name in setting.split("+") if name not in SETTINGS]
     if unknown:
         asked.error(f"unknown: {', '.join(unknown)}; there are {', '.join(SETTINGS)}")
     names = chosen.settings or list(SETTINGS)
@@ -95,7 +101,7 @@ def main() -> int:
     worst = 0
     with ThreadPoolExecutor(chosen.at_once) as pool:
         for name, outcome in zip(names, pool.map(lambda name: run(name, tests, options), names), strict=True):
-            given = " ".join(f"{key}={value}" for key, value in SETTINGS[name].items())
+            given = " ".join(f"{key}={value}" for key, value in variables(name).items())
             bits = "as here" if outcome.bits == own else "others"
             print(f"{name:18} {given:40} {bits:10} {outcome.seconds:7.0f}  {outcome.line}", flush=True)
             for test in outcome.failed:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
+import time
 from functools import partial
 from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from fedsim import progress, run
 from fedsim.datasets.load import Blobs
@@ -39,3 +43,15 @@ def test_in_a_notebook_a_bar_needs_widgets(widgets: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(progress, "Console", partial(Console, force_jupyter=True))
     live = progress.Live("run", 2)
     assert live.drawn == (not live.bar.disable) == widgets
+
+
+def test_the_time_left_is_whole_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    console = partial(Console, file=shown, force_terminal=True, width=80)
+    monkeypatch.setattr(progress, "Console", lambda stderr, **options: console(**options))
+    with progress.Live("NNM + median under attack", 5000) as live:
+        for round in (999, 1000):
+            live(round, {"accuracy": 0.8912, "epsilon": 13.37})
+            time.sleep(0.002)
+    last = Text.from_ansi(shown.getvalue()).plain.splitlines()[-1]
+    assert re.search(r"1000/5000, accuracy 89\.1%, epsilon 13\.37 \d\d:\d\d\s*$", last), last

@@ -88,7 +88,19 @@ def test_arrays_keep_kinds_owners_and_their_test_part() -> None:
     ("make", "sentence"),
     [
         (lambda: Arrays(X, Y[:-1]).load(), "Arrays: 30 inputs and 29 labels"),
-        (lambda: Arrays(X, Y - 1).load(), "Arrays: the label -1; classes must be numbered from 0 on"),
+        (
+            lambda: Arrays(X, Y - 1).load(),
+            "Arrays: the label -1; classes must be numbered from 0 on, below 1,000,000",
+        ),
+        (lambda: Arrays(X, Y + 10**12).load(), "Arrays: the label 100000000000"),
+        (
+            lambda: Federation(experiment(Arrays((9 * X).astype(int), Y))),
+            "model = Logistic: raises RuntimeError for inputs int64 (4,)",
+        ),
+        (
+            lambda: Federation(experiment(Arrays(X, Y * 1.0))),
+            "labels are float32 from 0 to 2; must be whole numbers",
+        ),
         (lambda: Arrays(X, ["yes"] * 30), "Arrays.y: not an array of numbers"),
         (lambda: Arrays(X + 1j, Y), "Arrays.x: complex numbers"),
         (lambda: Arrays(X, Y, owner=OWNER[:3]).load(), "Arrays: 3 owners of 30 examples"),

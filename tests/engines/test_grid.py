@@ -11,8 +11,10 @@ from test_parity import CASES, experiment
 
 from fedsim.attacks import ALIE
 from fedsim.batches import Poisson
+from fedsim.datasets.split import Dirichlet
 from fedsim.runner import Result, run
 from fedsim.spec import Experiment
+from fedsim.strategies import FedAvg, Mean
 
 
 def equal(ours: Result, truth: Result) -> None:
@@ -35,6 +37,20 @@ def test_grid_equals_loop(case: str) -> None:
 def test_with_cohorts_uneven_batches_and_a_message_attack() -> None:
     e = experiment(*CASES["ByzClip21SGD2MPlus"])
     both(replace(e, attack=ALIE(), batches=Poisson(size=6), cohort=5, rounds=4))
+
+
+WEIGHTED = replace(
+    experiment(FedAvg(lr=0.5, local_steps=2), Mean(), None),
+    split=Dirichlet(0.3),
+    byzantine=0,
+    attack=None,
+    rounds=2,
+)
+
+
+def test_a_mean_weighted_by_examples() -> None:
+    both(WEIGHTED)
+    both(replace(WEIGHTED, cohort=4))
 
 
 def test_a_run_on_the_grid_goes_on_where_the_loop_stopped(tmp_path: Path) -> None:
