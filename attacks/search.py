@@ -9,6 +9,7 @@ from torch import Tensor
 
 BETWEEN = 4
 PEAKS = (3, 2, 1)
+TIED = 1e-5  # a relative difference of damages that may be rounding: engines and processors choose alike
 
 
 def strongest(damage: Callable[[Tensor], Tensor], factors: Tensor) -> float:
@@ -16,7 +17,7 @@ def strongest(damage: Callable[[Tensor], Tensor], factors: Tensor) -> float:
 
     First the factors of a sorted grid; then 4 new ones in each gap beside the 3 highest peaks, once more beside the
     highest 2, and the highest. A peak may be the edge of a cliff: where a rule stops being fooled, the best factor is
-    the last one before.
+    the last one before. Of damages that are as good as the same the lowest factor counts.
     """
     values = _known(damage(factors))
     inner = torch.linspace(0, 1, BETWEEN + 2, dtype=torch.float64)[1:-1]
@@ -30,7 +31,9 @@ def strongest(damage: Callable[[Tensor], Tensor], factors: Tensor) -> float:
         factors, values = torch.cat([factors, new]), torch.cat([values, _known(damage(new))])
         order = factors.argsort()
         factors, values = factors[order], values[order]
-    return float(factors[values.argmax()])
+    best = values.max()
+    tied = (values == best) | (values >= best - TIED * best.abs())
+    return float(factors[tied.nonzero()[0, 0]])
 
 
 def _known(values: Tensor) -> Tensor:

@@ -214,12 +214,14 @@ class Federation(Traffic):
         keys, deviation = self.keys.of(f"{purpose}/0", at, ids), deviations.tolist()
         out = torch.empty_like(rows) if out is None else out
         d = rows.shape[1]
-        size = max(2, 2**17 // d)  # not by the number of threads: sums would differ
+        size = max(4, 2**17 // d)  # not by the number of threads: sums would differ
         pieces = [slice(start, start + size) for start in range(0, len(ids), size)]
 
         def drawn(part: slice) -> Iterator[Tensor]:
-            z = rows.new_empty(max(1, BLOCK // whole(d)), whole(d))  # stays in the cache
-            for some in np.array_split(keys[part], range(len(z), len(keys[part]), len(z))):
+            own, several = keys[part], max(1, BLOCK // whole(d))
+            z = rows.new_empty(several, whole(d))  # stays in the cache
+            for start in range(0, len(own), several):
+                some = own[start : start + several]
                 yield from self.normal(z[: len(some)], some)[:, :d]
 
         def total(part: slice) -> Tensor:

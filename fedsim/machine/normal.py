@@ -42,14 +42,15 @@ def normal_(z: Tensor, generators: Sequence[Generator]) -> Tensor:
 
 def _stretch(numbers: NDArray[np.float32], generators: Sequence[Generator]) -> None:
     """Draw far radii anew within their step, in order."""
-    sizes, width = np.empty(min(len(numbers), LOOKED), np.float32), len(numbers) // len(generators)
+    width = len(numbers) // len(generators)
     for start in range(0, len(numbers), LOOKED):
         block = numbers[start : start + LOOKED]
-        size = np.abs(block, out=sizes[: len(block)])
-        large = (size > CANDIDATE).nonzero()[0]
+        candidate = block > CANDIDATE
+        candidate |= block < -CANDIDATE
+        large = candidate.nonzero()[0]
         if not len(large):
             continue
-        radius = np.hypot(size.take(large), size.take(large ^ PARTNER))
+        radius = np.hypot(block.take(large), block.take(large ^ PARTNER))
         if radius.max() > FAR:
             for i in np.unique(large[radius > FAR] & ~PARTNER).tolist():
                 pair = block[i : i + GROUP : PARTNER]
