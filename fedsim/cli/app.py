@@ -14,7 +14,7 @@ import fedsim
 from fedsim.cli.guard import guarded
 from fedsim.deploy.cli import app as deploy
 from fedsim.experiments.bench.cli import app as bench
-from fedsim.machine.malloc import MEMORY
+from fedsim.machine.malloc import MEMORY, uncollected
 
 typer.core.HAS_RICH = (
     False  # plain help throughout: with it, brackets are escaped for a renderer that is not in use
@@ -173,9 +173,10 @@ def report(
     png: Annotated[bool, typer.Option(help="Each figure as PNG beside its SVG.")] = False,
 ) -> None:
     """Write a report: one page that needs nothing else, the figures as files, the table as CSV and LaTeX."""
-    from fedsim.experiments.report.report import report
+    with uncollected():
+        from fedsim.experiments.report.report import report
 
-    page = report(folder, out, small, png, tell=lambda line: typer.echo(f"fedsim: {line}", err=True))
+        page = report(folder, out, small, png, tell=lambda line: typer.echo(f"fedsim: {line}", err=True))
     typer.echo(f"page     {page}")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -45,3 +47,12 @@ def test_it_wraps_a_function() -> None:
         return 2 * x
 
     assert double(3) == double(x=3) == 6
+
+
+def test_cycles_are_looked_for_again_after_a_body_without() -> None:
+    for failed in (False, True):
+        with suppress(KeyError), heap.uncollected():
+            assert not gc.isenabled()
+            if failed:
+                raise KeyError
+        assert gc.isenabled()
