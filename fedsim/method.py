@@ -119,6 +119,8 @@ class Method(Component):
     tells      further entries, which clients get as `env.told`
     linear     `receive`, where a method has its own, is one linear map of every message, and so of their mean
     responds   its message is signs alone, which leave by `env.respond`
+    idles      a local step of its `client_step` on a batch that weighs nothing changes nothing, so that a client may do
+               fewer than `steps`; to be said by the class that defines `client_step`
     by_examples  where the rule is the mean, a client's message counts by how many examples it has; a field may decide
     """
 
@@ -126,6 +128,7 @@ class Method(Component):
     server_memory: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     responds: ClassVar[bool] = False
+    idles: ClassVar[bool] = False
     sends: ClassVar[str] = "x"
     tells: ClassVar[tuple[str, ...]] = ()
 
@@ -138,6 +141,12 @@ class Method(Component):
     def gradients(self) -> int:
         """Gradients on each of these batches, at most: at several points, say. The ledger books k of them together."""
         return 1
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether the class that defines `client_step` says that it `idles`; one that overrides it says so again."""
+        owner = next(cls for cls in type(self).__mro__ if "client_step" in vars(cls))
+        return bool(vars(owner).get("idles", False))
 
     def width(self, layout: Layout) -> int:
         """Numbers in a message; `layout` has the blocks of x."""

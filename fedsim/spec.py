@@ -223,6 +223,8 @@ class Experiment(Component):
                 f"clock = Tape with method = {type(self.method).__name__}: a tape has arrivals, this method rounds; "
                 "allowed is a Clock"
             )
+        if isinstance(self.clock, Clock) and self.clock.work is not None:
+            self._check_work(self.clock.work)
         if not isinstance(self.clock, Clock) or self.clock.late == "cut":
             return
         if self.cohort is not None or self.method.peer:
@@ -231,6 +233,23 @@ class Experiment(Component):
                 f"clock.late = 'carried' with {which}: a late message joins a round of all clients at a server; "
                 "allowed is late = 'cut'"
             )
+
+    def _check_work(self, work: float) -> None:
+        """What allows a client to stop after some of its local steps."""
+        name = type(self.method).__name__
+        refused = {
+            f"method = {name}: its clients do all local steps": not self.method.may_stop,
+            f"task.l2 = {self.task.l2:g}: every local step shrinks the model": self.task.l2 > 0,
+            f"privacy = {type(self.privacy).__name__}: every local step adds noise": bool(
+                self.privacy and self.privacy.level == "example"
+            ),
+        }
+        for what, given in refused.items():
+            if given:
+                raise Invalid(
+                    f"clock.work = {work:g} with {what}, whatever the time; allowed are FedAvg, MinibatchSGD, "
+                    "DualLocalSGD, DecayingLocalSGD and FedBuff, without l2 and with no privacy or MessageDP"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         data: dict[str, Any] = encode(self)

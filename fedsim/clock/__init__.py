@@ -44,8 +44,10 @@ class Clock(Timing):
     deadline   a round is over after so many seconds; none: with its slowest member
     late       what misses that is "cut", as if the client had been away, or "carried" over into a later round; until
                then its client is not asked again
+    work       a client works so many seconds in a round: it does as many local steps as are done by then, at least one,
+               at most the method's; none: always all of these
     horizon    the run ends before the first round, or arrival, that would end later
-    Raises `Invalid` where "carried" has no deadline.
+    Raises `Invalid` where "carried" has no deadline, or `work` a pace that changes with time.
     """
 
     gradient: Pace
@@ -55,6 +57,7 @@ class Clock(Timing):
     deadline: Finite | None = None
     late: Literal["cut", "carried"] = "cut"
     horizon: Finite | None = None
+    work: Finite | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,6 +65,12 @@ class Clock(Timing):
             raise Invalid(
                 "Clock.late = 'carried' with deadline = none: nobody is late; give a deadline in seconds"
             )
+        for pace in (self.gradient, self.byzantine or self.gradient):
+            if self.work is not None and not pace.steady:
+                raise Invalid(
+                    f"Clock.work = {self.work:g} with a pace that changes with time ({type(pace).__name__}): how "
+                    "many steps a client does must be known from its round alone; choose another pace"
+                )
 
     @property
     def end(self) -> float:
@@ -76,12 +85,32 @@ class Clock(Timing):
         left, back = self.absence(keys, client, now, now)
         now = back if left <= now else now
         sent = now + self._message(keys, client, 2 * attempt, load.down, up=False)
-        pace = self.byzantine if hostile and self.byzantine is not None else self.gradient
-        for gradient in range(load.gradients):
-            sent += pace.gradient_seconds(keys, client, attempt * load.gradients + gradient, sent)
+        sent = self._worked(keys, client, attempt, sent, load, hostile)[1]
         arrived = sent + self._message(keys, client, 2 * attempt + 1, load.up, up=True)
         left, back = self.absence(keys, client, now, arrived)
         return Spell(now, sent, arrived) if left == inf else Spell(now, sent, inf, left, back)
+
+    def steps(self, keys: Keys, client: int, attempt: int, load: Load, *, hostile: bool = False) -> int:
+        """Local steps of an attempt that are done within `work`."""
+        return self._worked(keys, client, attempt, 0.0, load, hostile)[0] // load.step
+
+    def _worked(
+        self, keys: Keys, client: int, attempt: int, begun: float, load: Load, hostile: bool
+    ) -> tuple[int, float]:
+        """The gradients of an attempt that count, and when the client is done with it: its last step may be cut off."""
+        pace = self.byzantine if hostile and self.byzantine is not None else self.gradient
+        until = inf if self.work is None else self.work
+        spent, now, done = 0.0, begun, 0
+        while done < load.gradients:
+            for gradient in range(done, done + load.step):
+                takes = pace.gradient_seconds(keys, client, attempt * load.gradients + gradient, now)
+                now, spent = now + takes, spent + takes
+            if done and spent > until:
+                return done, begun + until
+            done += load.step
+            if spent >= until:
+                break
+        return done, now
 
     def _message(self, keys: Keys, client: int, message: int, bits: int | None, *, up: bool) -> float:
         if self.network is None or bits is None:

@@ -19,7 +19,11 @@ Spread = Annotated[float, Ge(0), Le(20)]  # of a logarithm: exp of it stays a nu
 
 
 class Pace(Component):
-    """How fast clients work."""
+    """How fast clients work. `steady`: whenever a gradient begins, it takes what it takes."""
+
+    @property
+    def steady(self) -> bool:
+        return True
 
     @abstractmethod
     def gradient_seconds(self, keys: Keys, client: int, gradient: int, now: float) -> float:
@@ -100,6 +104,10 @@ class Wave(Pace):
     factor: Finite = 2.0
     period: Finite = 100.0
 
+    @property
+    def steady(self) -> bool:
+        return False
+
     def gradient_seconds(self, keys: Keys, client: int, gradient: int, now: float) -> float:
         phase = now / self.period + uniform(keys, "phase", client)
         slower = 1 + (self.factor - 1) * (1 + sin(2 * pi * phase)) / 2
@@ -113,6 +121,10 @@ class Turns(Pace):
     one: Pace
     other: Pace
     every: Count = 10
+
+    @property
+    def steady(self) -> bool:
+        return self.one.steady and self.other.steady
 
     def gradient_seconds(self, keys: Keys, client: int, gradient: int, now: float) -> float:
         pace = self.other if gradient // self.every % 2 else self.one

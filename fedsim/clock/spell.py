@@ -14,12 +14,13 @@ from fedsim.keys import Keys
 class Load:
     """What an attempt is made of: gradients, one after the other, the bits of its message, and those of the model.
 
-    Where the client has the model already, nothing is sent to it (None).
+    Where the client has the model already, nothing is sent to it (None). `step`: gradients of a local step.
     """
 
     gradients: int
     up: int
     down: int | None
+    step: int = 1
 
 
 @dataclass(frozen=True)

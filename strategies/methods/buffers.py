@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -116,6 +117,8 @@ class FedBuff(AsyncSGD):
 
     u = x' - y is what `local_steps` gradient steps y <- y - lr g(y) from the client's model x' came to, clipped to tau.
     """
+
+    idles: ClassVar[bool] = True
 
     lr: StepSize
     buffer: Count = 10

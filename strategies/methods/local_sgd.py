@@ -23,6 +23,8 @@ class MinibatchSGD(FedAvg):
     What `local_steps` of FedAvg cost, without a local step. Hero SGD, its other extreme, is FedAvg with one client.
     """
 
+    idles: ClassVar[bool] = True
+
     weights: Literal["examples", "equal"] = "equal"
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
@@ -62,6 +64,8 @@ class DecayingLocalSGD(DualLocalSGD):
     Clients send lr sum_j g(z_j). The paper's own rule of decay is not public; this one keeps the sum of squared local
     steps within K lr^2.
     """
+
+    idles: ClassVar[bool] = True
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
         k, lr, y, total = self.local_steps, rate(self.lr, env.round), x, torch.zeros_like(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -54,6 +54,8 @@ class FedAvg(Method):
              paper; "equal": all alike. A robust rule never weighs: what a client says of itself is no evidence. A
              Byzantine client that holds none counts as the average of the others.
     """
+
+    idles: ClassVar[bool] = True
 
     lr: Rate
     local_steps: Count = 5

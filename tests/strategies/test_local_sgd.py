@@ -13,12 +13,14 @@ from torch import Tensor
 from fedsim import run
 from fedsim.attacks import Replay
 from fedsim.batches import Fixed
-from fedsim.clock import Bandwidth, Clock, Constant
+from fedsim.check import Invalid
+from fedsim.clock import Bandwidth, Clock, Constant, Exponential, Wave
 from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import Dirichlet
 from fedsim.federation import Federation
 from fedsim.gradients import one_client
 from fedsim.models import Logistic
+from fedsim.privacy import ExampleDP
 from fedsim.recall import recalled
 from fedsim.runner import Result
 from fedsim.spec import Experiment
@@ -28,6 +30,7 @@ from fedsim.strategies import (
     DualLocalSGD,
     EDiT,
     FedAvg,
+    FedProx,
     FedSGD,
     Mean,
     Median,
@@ -158,3 +161,82 @@ def test_rows_of_any_size_are_clipped() -> None:
     ).memory
     again = recalled(rule, memory, torch.arange(3), torch.full((3, 4), 1e6), 0, torch.zeros(4), None)
     assert float(again.answer().norm()) == pytest.approx(2.0, rel=1e-4)
+
+
+# ---------------------------------------------------------------- local steps set by time
+TIMED = Clock(Exponential(1.0, spread=0.7), Bandwidth(latency=0.5), work=2.0)
+
+
+def done_in(fed: Federation, clock: Clock, i: int, t: int) -> tuple[int, float]:
+    """Client i's local steps within 2 seconds, one at least and K at most; and when it sends."""
+    took = [clock.gradient.gradient_seconds(fed.keys, i, t * K + j, 0.0) for j in range(K)]
+    done = max(1, sum(sum(took[: j + 1]) <= 2.0 for j in range(K)))
+    return done, max(2.0, took[0]) if done < K else sum(took)
+
+
+@pytest.mark.parametrize("engine", ["loop", "vector", "grid"])
+@pytest.mark.parametrize("rule", [Mean(), EDiT(warmup=1, z=0.5)], ids=["mean", "A-EDiT"])
+def test_as_many_local_steps_as_the_time_allows(engine: str, rule: Mean | EDiT) -> None:
+    """Each client's steps counted by hand, and only these made; with EDiT's penalty this is A-EDiT."""
+    decayed = [LR * sqrt(K / ((j + 1) * (1 + log(K)))) for j in range(K)]
+    for method, steps, eta in (
+        (FedAvg(lr=LR, local_steps=K, weights="equal"), [LR] * K, LR),
+        (MinibatchSGD(lr=LR, local_steps=K), [0.0] * K, LR),
+        (DualLocalSGD(lr=LR, local_steps=K), [LR] * K, LR * sqrt(N)),
+        (DecayingLocalSGD(lr=LR, local_steps=K), decayed, LR * sqrt(N)),
+    ):
+        e = replace(BASE, method=method, rule=rule, clock=TIMED)
+        fed, seconds, counts = Federation(e), 0.0, list[int]()
+        x, previous = fed.x0, None
+        memory = rule.start(N, fed.x0) if isinstance(rule, EDiT) else None
+        for t in range(e.rounds):
+            rows = []
+            for i in range(N):
+                z, total = x, torch.zeros_like(x)
+                for j in range(done_in(fed, TIMED, i, t)[0]):
+                    g = gradient(fed, i, t, j, z)
+                    z, total = z - steps[j] * g, total + g
+                rows.append(total)
+            counts += [done_in(fed, TIMED, i, t)[0] for i in range(N)]
+            aggregate = torch.stack(rows).mean(0)
+            if memory is not None and isinstance(rule, EDiT):
+                scaled = torch.stack(rows) * LR
+                now = recalled(rule, memory, torch.arange(N), scaled, 0, x, previous)
+                previous, memory = now.answer(), now.memory
+                aggregate = previous / LR
+            x = x - eta * aggregate
+            seconds += 1.0 + max(done_in(fed, TIMED, i, t)[1] for i in range(N))
+        assert set(counts) == {1, 2, 3}
+        result = run(e, engine=engine)
+        torch.testing.assert_close(model(result), x, rtol=1e-4, atol=1e-5)
+        assert result.frame["simulated_seconds"].iloc[-1] == pytest.approx(seconds)
+
+
+def test_hero_alone_does_what_the_time_allows() -> None:
+    """One client, no messages: SGD, a step a second."""
+    e = replace(
+        BASE, clients=1, method=FedAvg(lr=LR, local_steps=100), clock=Clock(Constant(1.0), work=7.0), rounds=2
+    )
+    fed = Federation(e)
+    x = fed.x0
+    for t in range(2):
+        for j in range(7):
+            x = x - LR * one_client(fed.model, x, list(fed.batch(t, np.array([0])).part(0).split(100))[j])
+    result = run(e)
+    torch.testing.assert_close(model(result), x, rtol=1e-4, atol=1e-5)
+    assert result.frame["simulated_seconds"].tolist() == [7.0, 14.0]
+
+
+def test_who_cannot_stop_early_says_so() -> None:
+    for changes, words in (
+        ({"method": FedProx(lr=0.1)}, "clock.work = 2 with method = FedProx: its clients do all local steps"),
+        ({"task": replace(BASE.task, l2=0.1)}, "with task.l2 = 0.1: every local step shrinks"),
+        (
+            {"privacy": ExampleDP(clip=1.0, noise=1.0)},
+            "with privacy = ExampleDP: every local step adds noise",
+        ),
+    ):
+        with pytest.raises(Invalid, match=words):
+            replace(BASE, clock=TIMED, **changes)
+    with pytest.raises(Invalid, match=r"Clock.work = 1 with a pace that changes with time \(Wave\)"):
+        Clock(Wave(Constant(1.0)), work=1.0)
