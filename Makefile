@@ -4,12 +4,12 @@ BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test test-everywhere check controls clean
+.PHONY: demo test test-everywhere check linked docs matrix dist tagged controls clean
 
 demo: .venv/installed
 	$(BIN)/fedsim run quickstart
 
-test: check
+test: check docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/python tests/everywhere.py mkl-avx2 mkl-compatible -k "rules or gram or ranks or clip_bounds or threads"
 
@@ -22,13 +22,32 @@ controls: .venv/installed
 	$(BIN)/python -m fedsim.experiments.audit.controls --seeds 20
 
 # The folders are mapped to fedsim.* at install time; a type checker sees the mapping through links.
-check: .venv/installed
+linked: .venv/installed
 	rm -rf .typecheck && mkdir -p .typecheck/fedsim
 	cd .typecheck/fedsim && ln -s ../../fedsim/* . && for f in strategies attacks datasets experiments; do ln -s ../../$$f $$f; done
+
+check: linked
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	MYPYPATH=.typecheck $(BIN)/mypy -p fedsim
+
+# The site, in build/site.
+docs: linked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Python, Flower and torch in all versions that are to be had here; writes docs/compatibility.md. About ten minutes a torch.
+matrix: .venv/installed
+	$(BIN)/python tests/matrix.py
+
+# The wheel and the sdist, in dist/.
+dist: .venv/installed
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+
+# make tagged TAG=v1.2.3 fails where that is not the version.
+tagged: .venv/installed
+	test "$(TAG)" = "v$$($(BIN)/fedsim --version | cut -d' ' -f2)"
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -36,4 +55,4 @@ check: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .typecheck build *.egg-info
+	rm -rf .venv .typecheck build dist *.egg-info

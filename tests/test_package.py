@@ -113,7 +113,9 @@ def test_no_sentence_tells_users_to_install_the_other_fedsim() -> None:
     """On the index `fedsim` is another project: `pip install fedsim` would run its code."""
     names = [n for n in tracked() if n.endswith((".py", ".md", ".toml", ".yml")) or "Dockerfile" in n]
     for name in names:
-        told = re.findall(r"pip install[^\n`]*?['\" ]fedsim(?![-\w/.])", (ROOT / name).read_text())
+        told = re.findall(
+            r"(?:pip install|dependencies =)[^\n`]*?['\" ]fedsim(?![-\w/.])", (ROOT / name).read_text()
+        )
         assert not told or name == "tests/test_package.py", f"{name}: {told}"
 
 

@@ -43,7 +43,7 @@ services:
   $role:
     build:
       dockerfile_inline: |
-        FROM python:3.12-slim
+        FROM python:3.11-slim
         RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu $name==$version
     command: fedsim deploy $command
     working_dir: /work
