@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 U32, U64 = np.uint32, np.uint64
+GOLDEN, MIXING = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # SplitMix64
+BLOCK = 2**14  # words made at a time
 SHARED = 0  # the client of a draw that belongs to the whole round
 
 
@@ -48,7 +50,7 @@ class Keys:
         self, purpose: str, round: NDArray[np.int64] | int, ids: NDArray[np.int64] | int, count: int
     ) -> NDArray[np.float64]:
         """Numbers in [0, 1), (k, count), of counter-based streams: cheap for many clients at once."""
-        counter = np.arange(1, count + 1, dtype=U64) * U64(0x9E3779B97F4A7C15)
+        counter = np.arange(1, count + 1, dtype=U64) * U64(GOLDEN)
         bits = _mix64(_mix64(self.of(purpose, round, ids)[:, None]) + counter)
         return np.asarray((bits >> U64(11)) * 2.0**-53)
 
@@ -58,20 +60,40 @@ def uniform(keys: NDArray[np.uint64], start: int, count: int, device: str = "cpu
 
     Each word of 64 bits makes two numbers of 24 bits.
     """
-    stream = torch.from_numpy(_mix64(keys).view(np.int64)).to(device).unsqueeze(1)
     first, words = start // 2, (start + count + 1) // 2 - start // 2
+    fill = _fill_by_blocks if device == "cpu" else _fill
     out = torch.empty(len(keys), 2 * words, device=device)
-    size = max(1, 2**17 // len(keys)) if device == "cpu" else words  # the integers stay in the cache
-    for at in range(0, words, size):
-        part = out[:, 2 * at : 2 * (at + size)]
-        z = torch.arange(first + at + 1, first + at + 1 + part.shape[1] // 2, device=device)
-        z = z.mul_(_signed(0x9E3779B97F4A7C15)) + stream
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            z.bitwise_xor_((z >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(_signed(factor))
-        z.bitwise_xor_((z >> 31).bitwise_and_(2**33 - 1))
-        halves = z.view(torch.int32)  # the lower one first
-        part.copy_((halves >> 8).bitwise_and_(2**24 - 1)).mul_(2.0**-24)
+    fill(out, _mix64(keys)[:, None], first)
     return out[:, start - 2 * first :][:, :count]
+
+
+def _fill_by_blocks(out: Tensor, stream: NDArray[np.uint64], first: int) -> None:
+    """On a CPU: NumPy has unsigned words, and the integers stay in the cache."""
+    numbers, words = out.numpy(), out.shape[1] // 2
+    size = max(1, BLOCK // len(stream))
+    for at in range(0, words, size):
+        counter = np.arange(first + at + 1, first + min(at + size, words) + 1, dtype=U64)
+        z = stream + counter * U64(GOLDEN)
+        shifted = np.empty_like(z)
+        for shift, factor in MIXING:
+            z ^= np.right_shift(z, U64(shift), out=shifted)
+            z *= U64(factor)
+        z ^= np.right_shift(z, U64(31), out=shifted)
+        halves = z.view(U32)  # the lower one first
+        halves >>= U32(8)
+        part = numbers[:, 2 * at : 2 * at + halves.shape[1]]
+        np.copyto(part, halves.view(np.int32), casting="unsafe")
+        part *= np.float32(2.0**-24)
+
+
+def _fill(out: Tensor, stream: NDArray[np.uint64], first: int) -> None:
+    """The same by torch, whose words have a sign, on any device."""
+    z = torch.arange(first + 1, first + 1 + out.shape[1] // 2, device=out.device)
+    z = z.mul_(_signed(GOLDEN)) + torch.from_numpy(stream.view(np.int64)).to(out.device)
+    for shift, factor in MIXING:
+        z.bitwise_xor_((z >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(_signed(factor))
+    z.bitwise_xor_((z >> 31).bitwise_and_(2**33 - 1))
+    out.copy_((z.view(torch.int32) >> 8).bitwise_and_(2**24 - 1)).mul_(2.0**-24)
 
 
 def _signed(word: int) -> int:
@@ -86,8 +108,8 @@ def torch_seed(key: np.uint64) -> int:
 
 def _mix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Bijection of 64-bit words (the finaliser of SplitMix64)."""
-    z = (z ^ (z >> U64(30))) * U64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> U64(27))) * U64(0x94D049BB133111EB)
+    for shift, factor in MIXING:
+        z = (z ^ (z >> U64(shift))) * U64(factor)
     return z ^ (z >> U64(31))
 
 

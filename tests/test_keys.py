@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.keys import Keys, torch_seed
+from fedsim.keys import Keys, _fill, _fill_by_blocks, _mix64, torch_seed, uniform
 
 
 @given(st.integers(0, 2**31), st.integers(1, 500), st.integers(0, 5000))
@@ -46,6 +47,32 @@ def test_purpose_seed_round_and_client_all_matter() -> None:
     ]
     assert base not in others
     assert 0 <= torch_seed(np.uint64(2**64 - 1)) < 2**63
+
+
+def splitmix(state: int) -> int:
+    """Steele, Lea and Flood (2014), in Python's integers."""
+    z = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+@pytest.mark.parametrize("count", [1, 2, 33, 5001])
+@pytest.mark.parametrize("start", [0, 1, 6, 7])
+def test_numbers_of_a_cpu_are_those_of_any_device(start: int, count: int) -> None:
+    """In blocks by NumPy and at once by torch, against Python's integers; more keys than a block has words, too."""
+    keys = Keys(5, 9).of("uplink", 1, np.arange(9))
+    out = uniform(keys, start, count)
+    plain = torch.empty(9, 2 * count + 2 * start + 2)
+    _fill(plain, _mix64(keys)[:, None], 0)
+    assert torch.equal(out, plain[:, start : start + count])
+    for i in range(start, start + min(count, 40)):
+        word = splitmix((splitmix(int(keys[4])) + (i // 2 + 1) * 0x9E3779B97F4A7C15) % 2**64)
+        assert float(out[4, i - start]) == (word >> 32 * (i % 2) + 8) % 2**24 / 2**24
+    many = _mix64(np.arange(20_000, dtype=np.uint64))[:, None]
+    blocks, whole = torch.empty(20_000, 4), torch.empty(20_000, 4)
+    _fill_by_blocks(blocks, many, start)
+    _fill(whole, many, start)
+    assert torch.equal(blocks, whole)
 
 
 def test_uniform_numbers_are_uniform_and_uncorrelated() -> None:

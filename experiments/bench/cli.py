@@ -157,6 +157,15 @@ def devices(
 
 @app.command()
 @guarded
+def bits(as_json: Json = False) -> None:
+    """Bits that are counted for each compressor, and bytes that travel between a server and two devices."""
+    from fedsim.experiments.bench.bits import bench_bits
+
+    _print(bench_bits(), as_json)
+
+
+@app.command()
+@guarded
 def rules(
     n: Annotated[list[int], typer.Option(min=1, help="Rows; repeat.")] = [10, 50, 200],
     d: Annotated[list[int], typer.Option(min=1, help="Columns; repeat.")] = [100_000, 1_000_000],

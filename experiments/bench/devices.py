@@ -21,7 +21,7 @@ import numpy as np
 from fedsim.check import Invalid
 from fedsim.deploy import enrol
 from fedsim.deploy.local import free_port
-from fedsim.deploy.site import Link, Place
+from fedsim.deploy.site import Link, Place, Site
 from fedsim.deploy.terms import Terms
 from fedsim.experiments.bench.against import SCRIPTS, python
 from fedsim.experiments.bench.process import MIB, proc_bytes
@@ -69,12 +69,7 @@ def fedsim(n: int, d: int, rounds: int) -> dict[str, Any]:
     from fedsim.link import journal
 
     with TemporaryDirectory(prefix="fedsim-") as place:
-        site = enrol.init(Path(place) / "site", Link(port=free_port(), metrics=0))
-        for i in range(n):
-            device = Place(site.folder / "devices" / str(i))
-            enrol.join(device.folder, site.invitation, Terms(client=i, epsilon=None, delta=None))
-            _, _, certificate = enrol.add(site, device.request)
-            device.certificate.write_bytes(certificate.read_bytes())
+        site = deployment(Path(place) / "site", n)
         before = proc_bytes("VmRSS")
         with serving(site) as grid, swarm(site.folder, n):
             began = time.perf_counter()
@@ -96,6 +91,17 @@ def fedsim(n: int, d: int, rounds: int) -> dict[str, Any]:
                     raise Invalid(f"{n - len(rows)} of {n} devices did not answer")
     told = {"bytes_a_round": sizes[-1], "connecting_seconds": connecting, "idle_mib": idle / MIB}
     return _seconds(times) | told
+
+
+def deployment(folder: Path, n: int) -> Site:
+    """A server on this machine's loopback address and n devices with certificates, in folders `devices/0` and so on."""
+    site = enrol.init(folder, Link(port=free_port(), metrics=0))
+    for i in range(n):
+        device = Place(folder / "devices" / str(i))
+        enrol.join(device.folder, site.invitation, Terms(client=i, epsilon=None, delta=None))
+        _, _, certificate = enrol.add(site, device.request)
+        device.certificate.write_bytes(certificate.read_bytes())
+    return site
 
 
 def peer(system: str, interpreter: Path, n: int, d: int, rounds: int) -> dict[str, Any]:

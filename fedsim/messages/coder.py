@@ -72,5 +72,6 @@ def signed(scale: Tensor, up: Tensor) -> Tensor:
 
 def largest_magnitude(v: Tensor) -> Tensor:
     """max_j |v_j| (..., 1)."""
-    least, most = torch.aminmax(v, dim=-1, keepdim=True)
-    return torch.maximum(-least, most)
+    return torch.maximum(
+        -v.amin(-1, keepdim=True), v.amax(-1, keepdim=True)
+    )  # `aminmax` takes five times as long

@@ -119,9 +119,8 @@ class NaturalCompression(Coder):
         # A random number of 23 bits added to the mantissa carries into the exponent with the mantissa's own chance.
         bits = bits_of(v)
         carry = uniform(v.shape[-1]).mul_(MANTISSA).to(torch.int32)
-        top = (bits & 0x7F800000) >= 254 << 23
-        if top.any():
-            carry.masked_fill_(top, 0)
+        if v.numel() and not float(largest_magnitude(v).max()) < 2.0**127:
+            carry.masked_fill_((bits & 0x7F800000) >= 254 << 23, 0)
         return carry.add_(bits).bitwise_and_(-MANTISSA)
 
     def alpha(self, k: int) -> float:

@@ -19,12 +19,25 @@ from fedsim.config import codec
 from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import IID
 from fedsim.federation import Federation
+from fedsim.messages import TopK
 from fedsim.models import Logistic
 from fedsim.privacy import MessageDP
 from fedsim.round import answer
 from fedsim.runner import Result
 from fedsim.spec import Experiment
-from fedsim.strategies import ByzClip21SGD2M, FedAvg, FedSGD, HeavyBall, Mean, Median, MoNNA, TrimmedMean
+from fedsim.strategies import (
+    EF21,
+    ByzClip21SGD2M,
+    FedAvg,
+    FedSGD,
+    HeavyBall,
+    Mean,
+    Median,
+    MoNNA,
+    TrimmedMean,
+)
+from fedsim.strategies.methods.ef21 import Plain
+from fedsim.strategies.methods.estimators import LastGradient
 from fedsim.task import Task
 
 PACE = LogNormal(1.0, 0.6, spread=0.3)
@@ -102,6 +115,35 @@ def test_late_messages_are_carried_over() -> None:
     assert carried > 15
     torch.testing.assert_close(model(found), x)
     assert found.frame["simulated_seconds"].iloc[-1] == pytest.approx(now)
+
+
+@pytest.mark.parametrize("engine", ["loop", "grid"])
+def test_who_works_on_holds_what_it_was_told_when_it_was_asked(engine: str) -> None:
+    """Plain code: a late client misses the differences since the round in which it was asked, not its answer's."""
+    down = TopK(0.05)
+    e = replace(CARRIED, method=EF21(LastGradient(), TopK(0.3), Plain(0.4), down=down), rounds=12)
+    fed = Federation(e)
+    d, one = fed.width, down.bits(fed.layout)
+    now, told, work, held, aways = 0.0, 0.0, dict[int, float](), [-1] * 8, set[int]()
+    for t in range(e.rounds):
+        free = [i for i in range(8) if i not in work]
+        done = {i: now + PACE.gradient_seconds(fed.keys, i, t, now) for i in free}
+        end = min(now + 0.8, max(done.values())) if done else min(work.values())
+        away = [t - held[i] for i in free if held[i] >= 0]
+        whole = [32 * d] * (len(free) - len(away))
+        bits = [*whole, *(32 * d if gone * one >= 32 * d else gone * one for gone in away)]
+        told += sum(bits) / len(free) if free else 0
+        aways |= set(away)
+        work |= done
+        there = [i for i, when in work.items() if when <= end]
+        for i in there:
+            del work[i]
+        if there:  # otherwise no step, and no difference
+            held = [t if i in free else held[i] for i in range(8)]
+        now = end
+    found = run(e, engine=engine)
+    assert max(aways) > 1
+    assert found.frame["downlink_bits"].iloc[-1] == pytest.approx(told)
 
 
 STATEFUL = replace(

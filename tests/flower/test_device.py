@@ -33,25 +33,42 @@ from fedsim.federation import Federation
 from fedsim.flower.grid import FIRST_NODE, InProcessGrid
 from fedsim.flower.memory import Memory
 from fedsim.flower.remote import Remote, discover
+from fedsim.messages import All, NaturalCompression, RandK, Signs, TopK
 from fedsim.method import Method
 from fedsim.models import Logistic
-from fedsim.privacy import CentralDP, ExampleDP, MessageDP
+from fedsim.privacy import CentralDP, ExampleDP, MessageDP, RandomizedResponse
 from fedsim.round import answer
 from fedsim.runner import Result, run
 from fedsim.spec import Experiment
 from fedsim.strategies import (
+    DIANA,
+    EF14,
+    EF21,
+    MARINA,
     NNM,
     SCAFFOLD,
+    SSDM,
+    SSVRMV,
     ByzClip21SGD2MPlus,
     Chain,
     Ditto,
+    DVRSign,
+    EControl,
+    EF21Muon,
     FedAvg,
     FedDyn,
     FedPer,
     HeavyBall,
+    HeavyTailSign,
+    MajorityVote,
     Mean,
     Median,
+    SignSGD,
+    Signum,
+    StochasticVote,
 )
+from fedsim.strategies.methods.ef21 import Normalized
+from fedsim.strategies.methods.estimators import MVR
 from fedsim.task import Task
 
 
@@ -174,12 +191,19 @@ def test_in_test_mode_a_deployment_is_the_loop(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [SCAFFOLD(lr=0.2), FedDyn(lr=0.2, alpha=0.3), Ditto(lr=0.2), FedPer(lr=0.2, kept=("*.bias",))],
+    [
+        *(SCAFFOLD(lr=0.2), FedDyn(lr=0.2, alpha=0.3), Ditto(lr=0.2), FedPer(lr=0.2, kept=("*.bias",))),
+        EF21(MVR(), TopK(0.2, NaturalCompression()), Normalized(0.3), down=TopK(0.2), start="whole"),
+        *(EControl(up=All(Signs())), EF14(up=RandK(0.3)), DIANA(), MARINA(p=0.4), EF21Muon()),
+        *(SignSGD(0.01, zeros="coin"), Signum(0.01), HeavyTailSign(0.01, samples=2)),
+        *(StochasticVote(), SSVRMV(), SSDM(), DVRSign()),
+    ],
     ids=lambda method: type(method).__name__,
 )
 def test_what_a_method_keeps_of_a_client_is_on_the_device(method: Method, tmp_path: Path) -> None:
-    """Control variates and models of devices that are asked now and then; the server sees none of them."""
-    e = small(method=method, privacy=None, cohort=3, f=0)
+    """Control variates, memories and models of devices that are asked now and then; the server sees none of them."""
+    rule = MajorityVote() if "Sign" in type(method).__name__ or "Vote" in type(method).__name__ else Median()
+    e = small(method=method, rule=rule, privacy=None, cohort=3, f=0)
     site = Site(tmp_path)
     result, aside = site.run(e)
     truth = run(e, engine="loop", device="cpu")
@@ -190,6 +214,12 @@ def test_what_a_method_keeps_of_a_client_is_on_the_device(method: Method, tmp_pa
     own = [memory.pending.state for memory in memories if memory.pending]
     assert len(own) == 5
     assert all(set(state) == set(method.client_init(torch.zeros(1))) for state in own)
+    assert result.frame["uplink_bits"].tolist() == truth.frame["uplink_bits"].tolist()
+    assert result.frame["downlink_bits"].tolist() == truth.frame["downlink_bits"].tolist()
+    if method.uplink is not None:
+        fed = Federation(e)
+        sent = [3 * (-(-fed.uplink_bits(t) // 8) + 128) for t in range(e.rounds)]
+        assert result.frame["bytes"].tolist() == sent
 
 
 def digits(**changes: Any) -> Experiment:
@@ -234,6 +264,35 @@ def test_the_ledger_composes_runs_and_outlives_them(tmp_path: Path) -> None:
         assert site.spent(0).epsilon(1e-4) == pytest.approx(
             gaussian_epsilon((3 * done) ** 0.5 / 2.0, 1e-4), rel=1e-6
         )
+
+
+def test_signs_are_flipped_and_paid_for_on_the_device(tmp_path: Path) -> None:
+    """By chance of its own, which no address gives; its ledger books the Gaussian that bounds randomized response."""
+    privacy = RandomizedResponse(noise=0.3, delta=1e-4)
+    e = small(method=Signum(lr=0.01), rule=MajorityVote(), privacy=privacy, rounds=4)
+    site = Site(tmp_path, test_mode=False)
+    budget = gaussian_epsilon(3**0.5 / 0.3, 1e-4)
+    terms(1, epsilon=budget, delta=1e-4).save(site.folder(1) / "device.toml")
+    result, aside = site.run(e, **{"test-mode": False})
+    assert result.frame["answered"].tolist() == [5, 5, 5, 4]
+    assert "over all runs" in aside[0]
+    assert site.spent(1).epsilon(1e-4) == pytest.approx(budget, rel=1e-6)
+    paid = site.spent(0).epsilon(1e-4)
+    assert paid == pytest.approx(gaussian_epsilon(4**0.5 / 0.3, 1e-4), rel=1e-6)
+    assert paid / (np.pi / 2) < result.summary["epsilon"] <= paid
+    fed = DeviceFederation(e, terms(2), secret=5, derived=False)
+    d, p = fed.width, fed.response.flips(fed.ledger.plan, 0)
+    assert result.frame["bytes"].iloc[0] == 5 * (-(-d // 8) + 128)
+    state, told = e.method.client_init(fed.x0), {"x": fed.x0}
+    honest = answer(DeviceFederation(replace(e, privacy=None), terms(2), 5, False), 2, state, told, 0).message
+    rows = torch.stack([answer(fed, 2, state, told, 0).message for _ in range(400)])
+    assert set(rows.unique().tolist()) == {-1.0, 1.0}
+    flipped = (rows != honest).double().mean(0)[honest != 0]
+    assert abs(float(flipped.mean()) - p) < 5 * (p * (1 - p) / (400 * len(flipped))) ** 0.5
+    derived = Federation(e).uniform(fed.keys.of("flips", 0, np.array([2])), 0, d)
+    assert not torch.equal(
+        answer(fed, 2, state, told, 0).message, torch.where(derived[0] < 1 - p, 1, -1) * honest
+    )
 
 
 def test_a_ledger_does_not_add_what_has_no_common_epsilon(tmp_path: Path) -> None:
