@@ -183,7 +183,12 @@ def rules(
 @app.command()
 @guarded
 def gradients(
-    workload: Annotated[list[str], typer.Option(help="W1, W2, W5, logistic, mlp, cnn; repeat.")] = [
+    workload: Annotated[
+        list[str],
+        typer.Option(
+            help="W1, W2, W5, logistic, mlp, cnn, frozen, lstm, gpt, lstm-clipped, gpt-clipped; repeat."
+        ),
+    ] = [
         "W1",
         "mlp",
     ],
@@ -195,7 +200,11 @@ def gradients(
     from fedsim.experiments.bench.gradients import bench_gradients
 
     _print(
-        (line for name in workload for line in bench_gradients(name, threads=threads or 1, device=device)),
+        (
+            line
+            for name in _split(workload)
+            for line in bench_gradients(name, threads=threads or 1, device=device)
+        ),
         as_json,
     )
 

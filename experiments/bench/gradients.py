@@ -14,23 +14,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsim.check import Invalid, nearest
 from fedsim.gradients import ClientGradients, Clip, one_client
 from fedsim.gradients.fallback import Vmap
-from fedsim.layout import flatten
+from fedsim.layout import flatten, trained
 from fedsim.losses import CROSS_ENTROPY
-from fedsim.models import CNN, MLP, Logistic
+from fedsim.models import CNN, GPT, LSTM, MLP, Frozen, Logistic
 from fedsim.types import Batch, Model
 
 
 @dataclass(frozen=True)
 class Workload:
-    """n clients with b images of 28 x 28 pixels; `clip` bounds examples, `own`: a point for each client."""
+    """n clients with b images of 28 x 28 pixels, or windows of so many characters, 65 of them.
+
+    clip  bounds examples; `own`: a point for each client
+    """
 
     model: Model
     n: int
     b: int
     clip: float | None = None
     own: bool = False
+    window: int = 0
+
+    def data(self) -> tuple[Tensor, Tensor, int]:
+        """Inputs (n, b, ...), labels (n, b) or (n, b, window), and the number of classes."""
+        generator = torch.Generator().manual_seed(0)
+        if self.window:
+            text = torch.randint(65, (2, self.n, self.b, self.window), generator=generator)
+            return text[0], text[1], 65
+        images = torch.randn(self.n, self.b, 1, 28, 28, generator=generator)
+        return images, torch.randint(0, 10, (self.n, self.b), generator=generator), 10
 
 
 WORKLOADS = {
@@ -40,6 +54,11 @@ WORKLOADS = {
     "logistic": Workload(Logistic(), 20, 64, clip=1.0),
     "mlp": Workload(MLP(activation="relu"), 20, 64, clip=1.0),
     "cnn": Workload(CNN(), 20, 64, clip=1.0),
+    "frozen": Workload(Frozen(CNN(), parts=("0.*", "3.*", "7.*")), 20, 32),
+    "lstm": Workload(LSTM(width=128), 8, 10, window=40),
+    "lstm-clipped": Workload(LSTM(width=128), 8, 10, clip=1.0, window=40),
+    "gpt": Workload(GPT(width=64), 8, 10, window=64),
+    "gpt-clipped": Workload(GPT(width=64), 8, 10, clip=1.0, window=64),
 }
 
 
@@ -52,6 +71,8 @@ def bench_gradients(
     that load on the machine falls on all alike. `error` is the largest difference from the specification,
     relative to its largest number.
     """
+    if name not in WORKLOADS:
+        raise Invalid(f"workload = {name!r}: unknown; {nearest(name, WORKLOADS)}")
     torch.set_num_threads(threads)
     workload = WORKLOADS[name]
     ways, truth, ours = _ways(workload, device)
@@ -74,21 +95,20 @@ def bench_gradients(
 
 
 def _ways(workload: Workload, device: str) -> tuple[dict[str, Callable[[], Any]], Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
     n, b, clip = workload.n, workload.b, workload.clip
-    images = torch.randn(n, b, 1, 28, 28, generator=generator)
-    labels = torch.randint(0, 10, (n, b), generator=generator)
-    batch = Batch(images.to(device), labels.to(device), torch.full((n, b), 1 / b, device=device))
-    model = workload.model.build((1, 28, 28), 10).to(device)
+    inputs, labels, classes = workload.data()
+    batch = Batch(inputs.to(device), labels.to(device), torch.full((n, b), 1 / b, device=device))
+    model = workload.model.build(tuple(inputs.shape[2:]), classes).to(device)
     x = flatten(model)
     if workload.own:
-        x = x + 0.01 * torch.randn(n, len(x), generator=generator).to(device)
+        x = x + 0.01 * torch.randn(n, len(x), generator=torch.Generator().manual_seed(1)).to(device)
     rows = x.new_empty(n, x.shape[-1])
     gradients, by_vmap = ClientGradients(model), Vmap(model, CROSS_ENTROPY)
 
+    together = inputs.to(device).flatten(0, 1)
+
     def floor() -> None:
-        loss = F.cross_entropy(model(images.to(device).flatten(0, 1)), batch.y.flatten())
-        torch.autograd.grad(loss, list(model.parameters()))
+        torch.autograd.grad(_mean_loss(model(together), batch.y), list(trained(model).values()))
 
     def loop() -> list[Tensor]:
         return [
@@ -102,8 +122,13 @@ def _ways(workload: Workload, device: str) -> tuple[dict[str, Callable[[], Any]]
         ways["loop"] = loop
     else:
         ways["opacus hooks"] = _opacus(model, batch, clip, ghost=False)
-        ways["opacus ghost"] = _opacus(model, batch, clip, ghost=True)
+        if not workload.window:
+            ways["opacus ghost"] = _opacus(model, batch, clip, ghost=True)
     return ways, torch.stack(loop()), gradients(x, batch, clip=clip).clone()
+
+
+def _mean_loss(outputs: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.flatten(0, -2), y.flatten())
 
 
 def _opacus(model: nn.Module, batch: Batch, clip: float, ghost: bool) -> Callable[[], None]:
@@ -117,7 +142,7 @@ def _opacus(model: nn.Module, batch: Batch, clip: float, ghost: bool) -> Callabl
     for x, y in zip(batch.x, batch.y, strict=True):
         own = copy.deepcopy(model)
         options = {"noise_multiplier": 0.0, "max_grad_norm": clip, "expected_batch_size": len(y)}
-        loss: Callable[..., Any] = F.cross_entropy
+        loss: Callable[..., Any] = _mean_loss
         if ghost:
             private = GradSampleModuleFastGradientClipping(own, max_grad_norm=clip, use_ghost_clipping=True)
             optimiser = DPOptimizerFastGradientClipping(torch.optim.SGD(own.parameters(), lr=0.1), **options)

@@ -38,7 +38,7 @@ LOST = 100.0  # how much less than its terms' lengths, squared, a sum of product
 
 
 class Unfit(Exception):
-    """A model that does not consist of known layers, each called once."""
+    """A model that does not consist of known layers, each called once, or linear ones at several places."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Call:
 
 
 class _Pass(threading.local):
-    """A forward pass of this thread: the parameters of each layer, and the calls until now."""
+    """A forward pass of this thread: the parameters of each layer, and its calls until now."""
 
     def __init__(self) -> None:
         self.at: dict[str, Parameters] = {}
-        self.calls: dict[str, Call] = {}
+        self.calls: dict[str, list[Call]] = {}
 
 
 class Layerwise:
@@ -93,10 +93,11 @@ class Layerwise:
             parameter.data = parameter.new_full((), torch.nan).expand(parameter.shape)
 
     def _call(self, name: str, x: Tensor) -> Tensor:
-        if name in self.now.calls:
+        calls = self.now.calls.setdefault(name, [])
+        if calls and name not in self.linear:
             raise Unfit(f"{name} is called twice")
         kept, y = self.layers[name].forward(x, self.now.at[name])
-        self.now.calls[name] = Call(kept.detach(), get_gradient_edge(y))
+        calls.append(Call(kept.detach(), get_gradient_edge(y)))
         return y
 
     def numbers(self, b: int, clipped: bool) -> int:
@@ -149,8 +150,11 @@ class Layerwise:
             start = self.loss.gradient(out, batch.y.flatten(0, 1))
             if weighted:
                 start *= batch.weight.reshape(-1, *[1] * (start.dim() - 1))
-        back = torch.autograd.grad(out, [call.output for call in calls.values()], start)
-        return {name: call.kept for name, call in calls.items()}, dict(zip(calls, back, strict=True))
+        back = iter(torch.autograd.grad(out, [call.output for own in calls.values() for call in own], start))
+        return (
+            {name: _together([call.kept for call in own]) for name, own in calls.items()},
+            {name: _together([next(back) for _ in own]) for name, own in calls.items()},
+        )
 
     def outputs(self, x: Tensor, batch: Batch) -> Tensor:
         """What the model puts out for the examples of all clients, one behind the other; `now` has the calls."""
@@ -231,6 +235,11 @@ class Passed:
         lengths = torch.stack([length.square() for _, length in found]).sum(0)
         known = squares.sqrt().masked_fill(~(lengths <= LOST * squares), nan)
         return known.to(next(iter(self.back.values())).dtype)
+
+
+def _together(calls: list[Tensor]) -> Tensor:
+    """What several calls of a linear layer have, as that of one call at the places of all: (N, t, k)."""
+    return calls[0] if len(calls) == 1 else torch.cat([t.reshape(len(t), -1, t.shape[-1]) for t in calls], 1)
 
 
 def _only(which: Tensor, value: Tensor) -> Tensor:

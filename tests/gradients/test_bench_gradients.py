@@ -7,7 +7,7 @@ import pytest
 from fedsim.experiments.bench.gradients import WORKLOADS, bench_gradients
 
 
-@pytest.mark.parametrize("name", ["W1", "W5", "logistic"])
+@pytest.mark.parametrize("name", ["W1", "W5", "logistic", "frozen"])
 def test_one_line_a_way_and_the_same_gradients(name: str) -> None:
     lines = {line["way"]: line for line in bench_gradients(name, repeats=1)}
     peers = ["vmap", "loop"] if WORKLOADS[name].clip is None else ["opacus hooks", "opacus ghost"]

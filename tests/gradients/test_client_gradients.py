@@ -172,12 +172,27 @@ class Shared(nn.Module):
 class Twice(nn.Module):
     """A layer that is called twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, inner: type[nn.Module] = nn.Linear, *sizes: int) -> None:
         super().__init__()
-        self.inner, self.out = nn.Linear(5, 5), nn.Linear(5, 10)
+        self.inner, self.out = inner(*(sizes or (5, 5))), nn.Linear(5, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(torch.tanh(self.inner(torch.tanh(self.inner(x)))))
+
+
+class Stepped(nn.Module):
+    """A recurrent net of linear layers: one takes all steps at once, one is called at each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.rec, self.out = nn.Linear(1, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        told = self.inp(x.unsqueeze(-1))
+        h = torch.zeros_like(told[:, 0])
+        for t in range(told.shape[1]):
+            h = torch.tanh(told[:, t] + self.rec(h))
+        return self.out(h)
 
 
 class Aside(nn.Module):
@@ -225,7 +240,20 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-@pytest.mark.parametrize("build", [Shared, Twice, Aside, Unused, Own])
+@pytest.mark.parametrize("build", [Twice, Stepped])
+def test_a_linear_layer_that_is_called_again_is_one_of_more_places(
+    build: Callable[[], nn.Module], clip: float | None
+) -> None:
+    torch.manual_seed(3)
+    assert isinstance(check(build().double(), images(5), clip).route, Layerwise)
+
+
+def norm_twice() -> nn.Module:
+    return Twice(nn.LayerNorm, 5)
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("build", [Shared, norm_twice, Aside, Unused, Own])
 def test_whatever_is_not_known_goes_by_vmap(build: Callable[[], nn.Module], clip: float | None) -> None:
     torch.manual_seed(3)
     net, batch = build().double(), images(5)
