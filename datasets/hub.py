@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsim.check import Chance, Count, File, Invalid, Natural
 from fedsim.datasets.files import assembled, data_root, matched, require_room
-from fedsim.datasets.text import Tokenizer
+from fedsim.datasets.text import Tokenizer, tokens_of
 from fedsim.held import tensor
 from fedsim.types import Data, Dataset, Examples, Inputs
 
@@ -75,6 +75,7 @@ class HuggingFace(Data):
         if isinstance(first, str):
             if self.tokenizer is None:
                 raise Invalid(f"{where}: is text; must have a tokenizer, such as Characters()")
+            require_room(8 * len(part) * self.length, where)
             return torch.stack([self._tokens(text, self.tokenizer) for text in part[name]])
         picture = hasattr(first, "convert")
         shape = np.asarray(first).shape
@@ -89,9 +90,7 @@ class HuggingFace(Data):
         return pixels.float().div_(255).contiguous()
 
     def _tokens(self, text: str, tokenizer: Tokenizer) -> Tensor:
-        tokens = torch.as_tensor(tokenizer(text)[: self.length], dtype=torch.int64)
-        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < tokenizer.size:
-            raise Invalid(f"HuggingFace.tokenizer: gives tokens outside of 0 to {tokenizer.size - 1}")
+        tokens = tokens_of(tokenizer, text, "HuggingFace.tokenizer")[: self.length]
         return torch.nn.functional.pad(tokens, (0, self.length - len(tokens)))
 
 
@@ -99,6 +98,8 @@ def _parts(path: str, revision: str | None) -> Any:
     """The splits of a set by name; raises `Invalid` where it cannot be had."""
     try:
         datasets: Any = import_module("datasets")  # a type checker would take the folder of this name
+        if not hasattr(datasets, "load_dataset"):  # a folder of this name where Python was started
+            raise ImportError
     except ImportError:
         raise Invalid("HuggingFace: not installed; pip install 'fedsim-robust[datasets]'") from None
     folder = next((p for p in (Path(path).expanduser(), data_root() / path) if p.is_dir()), None)

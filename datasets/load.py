@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsim.check import Count, Invalid, Natural, NonNegative
 from fedsim.datasets.arrays import Arrays, Npz
-from fedsim.datasets.files import data_root, downloaded
+from fedsim.datasets.files import data_root, downloaded, require_room
 from fedsim.datasets.holdout import Holdout
 from fedsim.datasets.hub import HuggingFace
 from fedsim.datasets.leaf import FEMNIST
@@ -235,6 +235,7 @@ class Blobs(Data):
     seed: Natural = 0
 
     def load(self) -> Dataset:
+        require_room(4 * (self.train + self.test + self.classes) * self.features, "Blobs")
         generator = torch.Generator().manual_seed(self.seed)
         centres = torch.randn(self.classes, self.features, generator=generator)
 

@@ -184,6 +184,9 @@ def _numbered(name: str, parts: list[NDArray[Any]]) -> NDArray[np.float32]:
         raise Invalid(
             f"Table.features: column {name!r} has {len(words)} different words; allowed are 1000: leave it out"
         )
+    require_room(
+        4 * len(whole) * len(words), f"Table.features: column {name!r}, a column for each of its words"
+    )
     return np.eye(len(words), dtype=np.float32)[numbers]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from fedsim.types import Data, Dataset, Examples
 __all__ = ["Characters", "Shakespeare", "Text"]
 
 ASCII = "\n" + "".join(map(chr, range(32, 127)))
+PIECE = 2**20  # bytes of a packed file at a time
 SHAKESPEARE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -60,6 +62,26 @@ class OwnTokenizer(Tokenizer):
 
     def __call__(self, text: str) -> Sequence[int]:
         return type(self).function(text)
+
+
+def tokens_of(tokenizer: Tokenizer, text: Any, field: str) -> Tensor:
+    """The tokens (T,) of a text, int64; raises `Invalid` where it is none, or the tokenizer does not give such."""
+    name = f"{field} = {type(tokenizer).__name__}"
+    if not isinstance(text, str):
+        raise Invalid(f"{name}: {str(text)[:40]!r} is no text")
+    try:
+        tokens = np.asarray(tokenizer(text))
+    except Exception as error:
+        raise Invalid(f"{name}: raises {type(error).__name__}: {str(error)[:200]}") from error
+    if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
+        raise Invalid(
+            f"{name}: gives {tokens.dtype} of shape {tokens.shape}; must be a list of whole numbers"
+        )
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < tokenizer.size:
+        raise Invalid(
+            f"{name}: gives tokens outside of 0 to {tokenizer.size - 1}; must be a list of such, or its size other"
+        )
+    return torch.from_numpy(tokens.astype(np.int64))
 
 
 @cache
@@ -129,11 +151,7 @@ def windows(data: Text | Shakespeare, owned: dict[str, str]) -> Dataset:
     sides: dict[bool, list[tuple[Tensor, int]]] = {False: [], True: []}
     size, name, held = data.tokenizer.size, type(data).__name__, 0
     for owner, said in enumerate(owned.values()):
-        tokens = torch.from_numpy(np.asarray(data.tokenizer(said), dtype=np.int64))
-        if tokens.dim() != 1 or (len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < size):
-            raise Invalid(
-                f"{name}.tokenizer: gives tokens outside of 0 to {size - 1}; must be a list of such, or its size other"
-            )
+        tokens = tokens_of(data.tokenizer, said, f"{name}.tokenizer")
         cut = len(tokens) - round(data.test * len(tokens))
         for test, part in ((False, tokens[:cut]), (True, tokens[cut:])):
             if len(part) > data.window:
@@ -188,7 +206,16 @@ def spoken(blocks: Iterable[str]) -> dict[str, str]:
 def _text(path: Path) -> str:
     try:
         require_room(4 * path.stat().st_size, f"Text {path}")
-        raw: Any = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return str(raw.decode("utf-8"))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        return (_unpacked(path) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise Invalid(f"Text {path}: not a readable text in UTF-8 ({error})") from None
+
+
+def _unpacked(path: Path) -> bytes:
+    """What a .gz file holds: piece by piece, since nothing says before how much it is."""
+    whole = bytearray()
+    with gzip.open(path) as packed:
+        while piece := packed.read(PIECE):
+            whole += piece
+            require_room(4 * len(whole), f"Text {path}")
+    return bytes(whole)

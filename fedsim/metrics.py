@@ -77,19 +77,28 @@ class About:
 
 
 class Metric(Component):
-    """A value of outputs (N, ...) and labels y (N, ...) of all test examples.
-
-    averages  it is a mean over examples
-    trains    it is of the training examples of all honest clients, and so not of what the model puts out
-    """
-
-    averages: ClassVar[bool] = False
-    trains: ClassVar[bool] = False
+    """What a model is worth, by name."""
 
     @property
     def name(self) -> str:
         """Under which it is in the record."""
         return type(self).__name__
+
+
+class OfOutputs(Metric):
+    """Of outputs (N, ...) and labels y (N, ...) of all test examples, and of what is known about these: some values."""
+
+    @abstractmethod
+    def whole(self, outputs: Tensor, y: Tensor, about: About) -> dict[str, Value]: ...
+
+
+class OfExamples(OfOutputs):
+    """A value of outputs (N, ...) and labels y (N, ...), of all test examples or of a part of them.
+
+    averages  it is a mean over examples
+    """
+
+    averages: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, outputs: Tensor, y: Tensor) -> Value: ...
@@ -99,7 +108,7 @@ class Metric(Component):
 
 
 @dataclass(frozen=True)
-class Confusion(Metric):
+class Confusion(OfExamples):
     """How many examples of class i (row) are told to be of class j (column)."""
 
     @property
@@ -112,7 +121,7 @@ class Confusion(Metric):
 
 
 @dataclass(frozen=True)
-class Recall(Metric):
+class Recall(OfExamples):
     """Of each class the share that is told right, accuracy by class; 0 where the test set has none of it."""
 
     @property
@@ -126,7 +135,7 @@ class Recall(Metric):
 
 
 @dataclass(frozen=True)
-class MacroF1(Metric):
+class MacroF1(OfExamples):
     """The plain mean over classes of 2 TP / (2 TP + FP + FN); 0 for a class that is neither there nor told."""
 
     @property
@@ -140,7 +149,7 @@ class MacroF1(Metric):
 
 
 @dataclass(frozen=True)
-class RMSE(Metric):
+class RMSE(OfExamples):
     """The square root of the mean squared error, of labels that are numbers."""
 
     @property
@@ -156,7 +165,7 @@ class RMSE(Metric):
 
 
 @dataclass(frozen=True)
-class BitsPerToken(Metric):
+class BitsPerToken(OfExamples):
     """The mean over tokens of -log2 softmax(outputs)[y]: bits per character where tokens are characters."""
 
     @property
@@ -168,7 +177,7 @@ class BitsPerToken(Metric):
 
 
 @dataclass(frozen=True)
-class Accuracy(Metric):
+class Accuracy(OfExamples):
     """The share of labels that are told right."""
 
     averages: ClassVar[bool] = True
@@ -182,17 +191,14 @@ class Accuracy(Metric):
 
 
 @dataclass(frozen=True)
-class Parted(Metric):
+class Parted(OfOutputs):
     """A metric of parts of the test examples: its mean over parts, worst, standard deviation and 10th percentile.
 
     worst is the least, or the most where `lower` is better (then the 90th percentile).
     """
 
-    of: Metric = Accuracy()
+    of: OfExamples = Accuracy()
     lower: bool = False
-
-    def __call__(self, outputs: Tensor, y: Tensor) -> Value:
-        raise NotImplementedError  # `whole` has the parts
 
     def _each(self, outputs: Tensor, y: Tensor, parts: Tensor, which: Tensor) -> Tensor:
         """The metric (k,), float64, of the examples of each part of k."""
@@ -265,20 +271,16 @@ class ByClient(Parted):
 class GradientNorm(Metric):
     """||grad f(x)||^2, f = (1/h) sum_i f_i the mean over h honest clients, f_i the mean loss of i's training examples.
 
-    In the record as `gradient_norm`; the gradient of all training examples each time: evaluate seldom.
+    In the record as `gradient_norm`, worked out by `fedsim.stationary`: the gradient of all training examples each
+    time, so evaluate seldom.
     """
-
-    trains: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
         return "gradient_norm"
 
-    def __call__(self, outputs: Tensor, y: Tensor) -> Value:
-        raise NotImplementedError  # `fedsim.stationary` works it out
 
-
-class Own(Metric):
+class Own(OfExamples):
     """A user's function metric(outputs, y) -> float, known by the place where it stands."""
 
     function: ClassVar[Callable[[Tensor, Tensor], float]]
@@ -312,14 +314,14 @@ def measured(
     metrics: Sequence[Metric], model: nn.Module, x: Tensor, examples: Examples, about: About
 ) -> dict[str, Value]:
     """The metrics of a model at x (d,) that are of what it puts out."""
-    metrics = [metric for metric in metrics if not metric.trains]
-    if not metrics:
+    wanted = [metric for metric in metrics if isinstance(metric, OfOutputs)]
+    if not wanted:
         return {}
     parameters = unflatten(x, model)
     pieces = [examples.part(slice(start, start + PIECE)) for start in range(0, len(examples), PIECE)]
     outputs = torch.cat([forward(model, parameters, piece.x) for piece in pieces]).cpu()
     y = examples.y.cpu()
-    return {name: v for metric in metrics for name, v in metric.whole(outputs, y, about).items()}
+    return {name: v for metric in wanted for name, v in metric.whole(outputs, y, about).items()}
 
 
 def _confusion(metric: Metric, outputs: Tensor, y: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from fedsim.layout import parameters
 from fedsim.machine import malloc as heap
 from fedsim.machine.mapped import Space
 from fedsim.machine.threads import one_thread
-from fedsim.metrics import measured
+from fedsim.metrics import GradientNorm, measured
 from fedsim.personal import personal_metrics
 from fedsim.pilot import chosen, under
 from fedsim.progress import Live
@@ -286,7 +286,7 @@ def _measure(live: Run, fed: Federation, seen: Seen | None, before: Tensor | Non
     metrics: Metrics = {"round": live.round, **evaluate(fed.model, fed.loss, live.x(fed), fed.test)}
     metrics |= personal_metrics(fed, live.states, live.x(fed))
     metrics |= measured(fed.experiment.task.metrics, fed.model, live.x(fed), fed.test, fed.about)
-    if any(metric.trains for metric in fed.experiment.task.metrics):
+    if any(isinstance(metric, GradientNorm) for metric in fed.experiment.task.metrics):
         metrics["gradient_norm"] = gradient_norm(fed, live.x(fed))
     if fed.triggered is not None:
         shown = evaluate(fed.model, fed.loss, live.x(fed), fed.triggered)

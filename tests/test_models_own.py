@@ -252,9 +252,14 @@ def test_text_runs_on_both_engines(model: Any) -> None:
 # ---------------------------------------------------------------- the benchmarks' networks
 @pytest.mark.parametrize(
     ("layout", "shape", "classes", "d"),
-    [("leaf", (1, 28, 28), 62, 6_603_710), ("pfl", (3, 32, 32), 10, 1_626_442)],
+    [
+        ("leaf", (1, 28, 28), 62, 6_603_710),
+        ("pfl", (3, 32, 32), 10, 1_626_442),
+        ("niid", (3, 32, 32), 10, 62_006),
+        ("niid", (1, 28, 28), 10, 44_426),
+    ],
 )
-def test_the_networks_of_leaf_and_pfl_research(
+def test_the_networks_of_published_benchmarks(
     layout: Any, shape: tuple[int, ...], classes: int, d: int
 ) -> None:
     net = CNN(layout=layout).build(shape, classes)

@@ -80,15 +80,16 @@ def _python(place: Path) -> Path:
 def hand_over(fed: Federation, rounds: int, folder: Path) -> None:
     """Write what a peer needs to run the first `rounds` rounds: experiment, data, batches, network."""
     experiment, steps = fed.experiment, fed.experiment.method.steps
-    everyone = np.arange(fed.computing)
     chosen = []
     for round in range(rounds):
-        index, weight = experiment.batches.draw(fed.choice, round, everyone, fed.sizes[everyone], steps)
+        ids = fed.cohort(round)
+        ids = ids[ids < fed.computing]
+        index, weight = experiment.batches.draw(fed.choice, round, ids, fed.sizes[ids], steps)
         if not (weight == weight[0, 0]).all():
             raise Invalid(
                 "against: peers need batches of one size; choose Fixed, and clients with enough data"
             )
-        chosen.append(fed.starts[everyone, None] + index)
+        chosen.append(fed.starts[ids, None] + index)
     np.save(folder / "batches.npy", np.stack(chosen))
     np.save(folder / "x.npy", single(fed.train.x, "against").cpu().numpy())
     np.save(folder / "y.npy", fed.train.y.cpu().numpy())
@@ -99,6 +100,7 @@ def hand_over(fed: Federation, rounds: int, folder: Path) -> None:
         "level": experiment.privacy and experiment.privacy.level,
         "deviation": _deviation(fed),
         "steps": steps,
+        "kept": list(fed.client_state()),
         "threads": torch.get_num_threads(),
         "device": fed.device,
     }

@@ -26,7 +26,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads that torch may
 @guarded
 def rounds(
     workload: Annotated[
-        list[str], typer.Option(help="W1 to W7; repeat, or with commas (default: all).")
+        list[str], typer.Option(help="W1 to W8; repeat, or with commas (default: all).")
     ] = [],
     count: Annotated[int, typer.Option(min=1, help="Rounds to time.")] = 20,
     threads: Threads = None,

@@ -24,6 +24,7 @@ from fedsim.check import Invalid, nearest
 from fedsim.datasets.load import MNIST
 from fedsim.datasets.split import IID
 from fedsim.experiments.bench.against import Process, hand_over, python, start
+from fedsim.experiments.recipes.baselines import pfl_cifar10
 from fedsim.federation import Federation
 from fedsim.machine import malloc as heap
 from fedsim.models import CNN, MLP
@@ -73,6 +74,7 @@ WORKLOADS = {
     "W7": replace(
         W1, clients=10_000, cohort=100, method=Clip21SGD2M(lr=10.0, tau=1.0, beta=0.5, beta_hat=0.5)
     ),
+    "W8": pfl_cifar10(),
 }
 WARM, TURN = 3, 5  # rounds before the first that counts, and in a turn
 

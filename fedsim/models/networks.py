@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Literal
 
@@ -51,37 +52,42 @@ class CNN(Model):
     and 128 channels, FC128, ReLU, FC; a group norm (32 groups) follows each convolution's ReLU; MoNNA on
     CIFAR-10, where it has batch norm and dropout. "leaf": conv32 (5x5, padded), ReLU, pool, conv64 (5x5, padded),
     ReLU, pool, FC2048, ReLU, FC; LEAF on FEMNIST, d = 6,603,710. "pfl": as "large" with a ReLU behind either
-    convolution and Glorot's initial weights; the CIFAR-10 benchmark of pfl-research, without its dropout.
-    Raises `Invalid` where the input is not an image of sufficient size.
+    convolution and Glorot's initial weights; the CIFAR-10 benchmark of pfl-research, without its dropout. "niid":
+    conv6 (5x5), ReLU, pool, conv16 (5x5), ReLU, pool, FC120, ReLU, FC84, ReLU, FC; NIID-Bench, d = 62,006 on
+    CIFAR-10. Raises `Invalid` where the input is not an image of sufficient size.
     """
 
-    layout: Literal["small", "large", "deep", "leaf", "pfl"] = "small"
+    layout: Literal["small", "large", "deep", "leaf", "pfl", "niid"] = "small"
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        least = {"small": 16, "large": 6, "deep": 4, "leaf": 4, "pfl": 6}[self.layout]
+        least = {"small": 16, "large": 6, "deep": 4, "leaf": 4, "pfl": 6, "niid": 16}[self.layout]
         channels, height, width = _image(self, shape, least)
+        hidden: tuple[int, ...] = (128,)
         match self.layout:
             case "small":
                 body = [*_conv(channels, 20, 5), nn.MaxPool2d(2), *_conv(20, 50, 5), nn.MaxPool2d(2)]
-                left, hidden = 50 * _small(height) * _small(width), 500
+                left, hidden = 50 * _small(height) * _small(width), (500,)
+            case "niid":
+                body = [*_conv(channels, 6, 5), nn.MaxPool2d(2), *_conv(6, 16, 5), nn.MaxPool2d(2)]
+                left, hidden = 16 * _small(height) * _small(width), (120, 84)
             case "large":
                 body = [*_conv(channels, 32, 3), nn.Conv2d(32, 64, 3), nn.MaxPool2d(2)]
-                left, hidden = 64 * ((height - 4) // 2) * ((width - 4) // 2), 128
+                left = 64 * ((height - 4) // 2) * ((width - 4) // 2)
             case "leaf":
                 pool = nn.MaxPool2d(2)
                 body = [nn.Conv2d(channels, 32, 5, padding=2), nn.ReLU(), pool]
                 body += [nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), pool]
-                left, hidden = 64 * (height // 4) * (width // 4), 2048
+                left, hidden = 64 * (height // 4) * (width // 4), (2048,)
             case "pfl":
                 body = [*_conv(channels, 32, 3), *_conv(32, 64, 3), nn.MaxPool2d(2)]
-                left, hidden = 64 * ((height - 4) // 2) * ((width - 4) // 2), 128
+                left = 64 * ((height - 4) // 2) * ((width - 4) // 2)
             case "deep":
                 body = [*_normed(channels, 64), *_normed(64, 64), nn.MaxPool2d(2)]
                 body += [*_normed(64, 128), *_normed(128, 128), nn.MaxPool2d(2)]
-                left, hidden = 128 * (height // 4) * (width // 4), 128
-        net = nn.Sequential(
-            *body, nn.Flatten(), nn.Linear(left, hidden), nn.ReLU(), nn.Linear(hidden, classes)
-        )
+                left = 128 * (height // 4) * (width // 4)
+        widths = (left, *hidden)
+        head = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
+        net = nn.Sequential(*body, nn.Flatten(), *head, nn.Linear(widths[-1], classes))
         for module in net if self.layout == "pfl" else ():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -14,11 +14,12 @@ from fedsim.check import ClipNorm, Count, Invalid, NonNegative, Share, StepSize
 from fedsim.layout import clip_
 from fedsim.method import Env, ServerEnv
 from fedsim.schedule import Rate, rate
+from fedsim.strategies.methods.traits import Clipped, LocalSteps
 from fedsim.types import Batch, State
 
 
 @dataclass(frozen=True)
-class AsyncSGD(Buffered):
+class AsyncSGD(Clipped, Buffered):
     """Asynchronous SGD: x <- x - lr g for every gradient g that comes, at whatever model it was worked out.
 
     buffer    so many at a time: x <- x - lr RAgg(g_1 .. g_buffer)
@@ -30,10 +31,6 @@ class AsyncSGD(Buffered):
     buffer: Count = 1
     distinct: bool = False
     tau: ClipNorm = float("inf")
-
-    @property
-    def message_bound(self) -> float | None:
-        return self.tau if isfinite(self.tau) else None
 
     def arrive(self, state: State, row: Tensor, client: int, age: int) -> tuple[State, Due | None]:
         return state, self.put(state, row, client)
@@ -112,7 +109,7 @@ class Rennala(AsyncSGD):
 
 
 @dataclass(frozen=True)
-class FedBuff(AsyncSGD):
+class FedBuff(LocalSteps, AsyncSGD):
     """FedBuff, arXiv:2106.06639: x <- x - server_lr RAgg(w_1 u_1 .. w_K u_K), K = `buffer`, w = (1 + delay)^-power.
 
     u = x' - y is what `local_steps` gradient steps y <- y - lr g(y) from the client's model x' came to, clipped to tau.
@@ -125,10 +122,6 @@ class FedBuff(AsyncSGD):
     local_steps: Count = 1
     server_lr: Rate = 1.0
     power: NonNegative = 0.5
-
-    @property
-    def steps(self) -> int:
-        return self.local_steps
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
         y, out = x, None

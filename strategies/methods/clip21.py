@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar
 
 import torch
@@ -11,13 +10,14 @@ from torch import Tensor
 
 from fedsim.check import ClipNorm, Share
 from fedsim.layout import clip_
-from fedsim.method import Env, Method, ServerEnv
+from fedsim.method import Env, ServerEnv
 from fedsim.schedule import Rate, rate
+from fedsim.strategies.methods.traits import Clipped
 from fedsim.types import Batch, State
 
 
 @dataclass(frozen=True)
-class ByzClip21SGD2M(Method):
+class ByzClip21SGD2M(Clipped):
     """Byz-Clip21-SGD2M, Algorithm 1 of arXiv:2603.23472.
 
     client  v_i <- (1 - beta) v_i + beta grad f_i(x);  q = clip_tau(v_i - g_i);  g_i <- g_i + beta_hat q;  sends
@@ -33,10 +33,6 @@ class ByzClip21SGD2M(Method):
     tau: ClipNorm
     beta: Share = 0.1
     beta_hat: Share = 0.01
-
-    @property
-    def message_bound(self) -> float | None:
-        return self.tau if isfinite(self.tau) else None
 
     def client_init(self, x: Tensor) -> State:
         return {"v": x.new_zeros(x.shape), "g": x.new_zeros(x.shape)}

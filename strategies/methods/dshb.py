@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 from torch import Tensor
@@ -11,18 +10,15 @@ from torch import Tensor
 from fedsim.check import ClipNorm, Share
 from fedsim.method import Env
 from fedsim.strategies.methods.sgd import FedSGD
+from fedsim.strategies.methods.traits import Clipped
 from fedsim.types import Batch, State
 
 
 @dataclass(frozen=True)
-class ByzClipSGD(FedSGD):
+class ByzClipSGD(Clipped, FedSGD):
     """Byz-Clip-SGD, Algorithm 3 of arXiv:2603.23472: clients send clip_tau(grad f_i(x)) + noise, no memory."""
 
     tau: ClipNorm
-
-    @property
-    def message_bound(self) -> float | None:
-        return self.tau if isfinite(self.tau) else None
 
 
 @dataclass(frozen=True)

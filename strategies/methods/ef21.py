@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 from typing import ClassVar, Literal
 
 import torch
@@ -16,6 +16,7 @@ from fedsim.messages import ByLayer, Compressor, TopK
 from fedsim.method import Env, Method, ServerEnv
 from fedsim.schedule import Rate, rate
 from fedsim.strategies.methods.estimators import Estimator, LastGradient, Polyak
+from fedsim.strategies.methods.traits import Clipped
 from fedsim.strategies.oracles import Norms
 from fedsim.types import Batch, State
 
@@ -77,7 +78,7 @@ def _unit(g: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------- the methods
 @dataclass(frozen=True)
-class EF21(Method):
+class EF21(Clipped):
     """EF21 (arXiv:2106.05203) with any estimator, compressor and step; the rule sees each client's memory.
 
     client  v_i <- estimator;  c_i = C(clip_tau(v_i - g_i) + noise);  g_i <- g_i + c_i;  sends c_i
@@ -115,10 +116,6 @@ class EF21(Method):
     @property
     def sends(self) -> str:  # type: ignore[override]
         return "x" if self.down is None else "w"
-
-    @property
-    def message_bound(self) -> float | None:
-        return self.tau if isfinite(self.tau) else None
 
     def client_init(self, x: Tensor) -> State:
         return self.estimator.init(x) | {"g": torch.zeros_like(x)}

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from fedsim.check import Count, Momentum, NonNegative
 from fedsim.layout import Layout
-from fedsim.method import Env, Method, ServerEnv
+from fedsim.method import Env, ServerEnv
 from fedsim.schedule import Rate, rate
+from fedsim.strategies.methods.traits import LocalSteps
 from fedsim.strategies.oracles import Norms
 from fedsim.types import Batch, State
 
 
 @dataclass(frozen=True)
-class FedMuon(Method):
+class FedMuon(LocalSteps):
     """FedMuon (arXiv:2510.27403): local steps of Muon, whose momentum the server averages and hands on.
 
     client  from y = x, m = told:  m <- momentum m + (1 - momentum) g(y);  y <- y - lr ((1 - mix) u + mix delta + decay
@@ -35,10 +36,6 @@ class FedMuon(Method):
     mix: Momentum = 0.5
     decay: NonNegative = 0.0
     norms: Norms = Norms()
-
-    @property
-    def steps(self) -> int:
-        return self.local_steps
 
     def width(self, layout: Layout) -> int:
         return 2 * layout.width

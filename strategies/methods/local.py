@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fedsim.check import ClipNorm, Count, Finite, Invalid, Momentum, NonNegative
 from fedsim.layout import Layout, clip_
-from fedsim.method import Env, Method, ServerEnv
+from fedsim.method import Env, ServerEnv
 from fedsim.schedule import Rate, rate
 from fedsim.strategies.methods.sgd import FedAvg
+from fedsim.strategies.methods.traits import Clipped, LocalSteps
 from fedsim.types import Batch, State
 
 
@@ -80,7 +81,7 @@ class FedProx(_Partial):
 
 
 @dataclass(frozen=True)
-class SCAFFOLD(Method):
+class SCAFFOLD(Clipped):
     """SCAFFOLD, arXiv:1910.06378, Algorithm 1: client and server control variates c_i and c, all 0 at first.
 
     client  K = `local_steps` times y <- y - lr (grad f_i(y) - c_i + c), from y = x
@@ -104,10 +105,6 @@ class SCAFFOLD(Method):
     @property
     def steps(self) -> int:
         return self.local_steps + (self.option == "I")
-
-    @property
-    def message_bound(self) -> float | None:
-        return self.tau if isfinite(self.tau) else None
 
     def width(self, layout: Layout) -> int:
         return 2 * layout.width
@@ -186,7 +183,7 @@ class FedNova(_Partial):
 
 
 @dataclass(frozen=True)
-class FedDyn(Method):
+class FedDyn(LocalSteps, Clipped):
     """FedDyn, arXiv:2111.04263, Algorithm 1: each client's loss is bent until its minimum is that of all.
 
     client  y ~ argmin f_i(y) - <g_i, y> + (alpha / 2) ||y - x||^2 by `local_steps` gradient steps from y = x; sends
@@ -200,14 +197,6 @@ class FedDyn(Method):
     local_steps: Count = 5
     alpha: Finite = 0.01
     tau: ClipNorm = float("inf")
-
-    @property
-    def steps(self) -> int:
-        return self.local_steps
-
-    @property
-    def message_bound(self) -> float | None:
-        return self.tau if isfinite(self.tau) else None
 
     def client_init(self, x: Tensor) -> State:
         return {"g": x.new_zeros(x.shape)}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 from typing import Protocol
 
 from torch import Tensor
 
 from fedsim.check import ClipNorm, NonNegative
 from fedsim.layout import Layout
-from fedsim.method import Method, ServerEnv
+from fedsim.method import ServerEnv
 from fedsim.schedule import Rate, rate
+from fedsim.strategies.methods.traits import Clipped
 from fedsim.types import State
 
 
@@ -26,7 +27,7 @@ class Here(Protocol):
 
 
 @dataclass(frozen=True)
-class ServerOptimizer(Method):
+class ServerOptimizer(Clipped):
     """Clients send gradients, clipped to tau; x <- x - lr (u + decay x), u the optimizer's turn of RAgg(g_1 .. g_n).
 
     All that follows the aggregate is post-processing: with noise in it, by whatever privacy, it costs nothing more.
@@ -35,10 +36,6 @@ class ServerOptimizer(Method):
     lr: Rate
     tau: ClipNorm = inf
     decay: NonNegative = 0.0
-
-    @property
-    def message_bound(self) -> float | None:
-        return self.tau if isfinite(self.tau) else None
 
     def start(self, x: Tensor) -> State:
         """What the optimizer keeps, before its first turn."""

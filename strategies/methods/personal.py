@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fedsim.check import Count, Finite, Invalid, NonNegative
 from fedsim.layout import Layout, clip_, norms
-from fedsim.method import Env, Method, ServerEnv
+from fedsim.method import Env, ServerEnv
 from fedsim.schedule import Rate, rate
 from fedsim.strategies.methods.local import descended
 from fedsim.strategies.methods.sgd import FedAvg
+from fedsim.strategies.methods.traits import LocalSteps
 from fedsim.types import Batch, State
 
 
@@ -94,7 +95,7 @@ class FedBN(FedPer):
 
 
 @dataclass(frozen=True)
-class QFFL(Method):
+class QFFL(LocalSteps):
     """q-FedAvg, arXiv:1905.10497, Algorithm 2: clients of larger loss count more, fairer as q grows.
 
     client  F = f_i(x) on its first batch, D = (x - y) / lr after `local_steps` steps;
@@ -107,10 +108,6 @@ class QFFL(Method):
     local_steps: Count = 5
     q: NonNegative = 1.0
     least: Finite = 1e-10  # added to F, whose powers below 0 may be
-
-    @property
-    def steps(self) -> int:
-        return self.local_steps
 
     def width(self, layout: Layout) -> int:
         return layout.width + 1

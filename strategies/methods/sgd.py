@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar, Literal
 
 import torch
@@ -13,6 +12,7 @@ from fedsim.check import ClipNorm, Count, Momentum
 from fedsim.layout import clip_
 from fedsim.method import Env, Method, ServerEnv
 from fedsim.schedule import Rate, rate
+from fedsim.strategies.methods.traits import Clipped, LocalSteps
 from fedsim.types import Batch, State
 
 
@@ -45,7 +45,7 @@ class HeavyBall(FedSGD):
 
 
 @dataclass(frozen=True)
-class FedAvg(Method):
+class FedAvg(LocalSteps, Clipped):
     """`local_steps` gradient steps y <- y - lr * g_i(y) from y = x; clients send x - y, clipped to norm tau.
 
     The server steps x <- x - server_lr * RAgg(...). With the mean, server_lr = 1 and tau = inf this is FedAvg
@@ -66,14 +66,6 @@ class FedAvg(Method):
     @property
     def by_examples(self) -> bool:
         return self.weights == "examples"
-
-    @property
-    def steps(self) -> int:
-        return self.local_steps
-
-    @property
-    def message_bound(self) -> float | None:
-        return self.tau if isfinite(self.tau) else None
 
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
         y, out, lr = x, None, rate(self.lr, env.round)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 from torch import Tensor
@@ -12,11 +11,12 @@ from fedsim.asynchronous import Asynchronous, Due
 from fedsim.check import ClipNorm, Natural, NonNegative
 from fedsim.method import ServerEnv
 from fedsim.schedule import Rate, rate
+from fedsim.strategies.methods.traits import Clipped
 from fedsim.types import State
 
 
 @dataclass(frozen=True)
-class Table(Asynchronous):
+class Table(Clipped, Asynchronous):
     """Clients send gradients, clipped to norm tau, and the server steps x <- x - lr RAgg(rows), a row of each client.
 
     missing  it goes on without so many of the n rows: with f of them nobody who stays away can stall it
@@ -25,10 +25,6 @@ class Table(Asynchronous):
     lr: Rate
     missing: Natural = 0
     tau: ClipNorm = float("inf")
-
-    @property
-    def message_bound(self) -> float | None:
-        return self.tau if isfinite(self.tau) else None
 
     def rows(self, n: int) -> int:
         return n - self.missing

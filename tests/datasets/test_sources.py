@@ -13,13 +13,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from fedsim.check import Invalid
 from fedsim.config import codec
-from fedsim.datasets import files, load
-from fedsim.datasets.files import apart
+from fedsim.datasets import files, load, text
+from fedsim.datasets.files import apart, require_room
 from fedsim.datasets.holdout import Holdout
-from fedsim.datasets.load import CIFAR100, FEMNIST, Arrays, Blobs, HuggingFace, Npz, Shakespeare, Table, Text
+from fedsim.datasets.load import (
+    CIFAR100,
+    FEMNIST,
+    Arrays,
+    Blobs,
+    HuggingFace,
+    Npz,
+    Shakespeare,
+    Table,
+    Text,
+    Torchvision,
+)
 from fedsim.datasets.split import IID, Dirichlet, Indices, Natural
 from fedsim.datasets.text import Characters
 from fedsim.experiments.resolve import change
@@ -147,10 +159,45 @@ def test_a_file_beyond_memory_is_refused_before_it_is_read(
 ) -> None:
     np.savez(tmp_path / "a.npz", x=X, y=Y)
     pd.DataFrame({"a": X[:, 0], "b": Y}).to_csv(tmp_path / "a.csv", index=False)
-    monkeypatch.setattr(files, "available", lambda: 100)
-    for data in (Npz(str(tmp_path / "a.npz")), Table(str(tmp_path / "a.csv"), label="b")):
+    sources = [Npz(str(tmp_path / "a.npz")), Table(str(tmp_path / "a.csv"), label="b")]
+    (tmp_path / "a.txt").write_text("to be or not to be\n" * 100)
+    sources += [Text(str(tmp_path / "a.txt")), Blobs()]
+    (tmp_path / "leaf" / "train").mkdir(parents=True)
+    (tmp_path / "leaf" / "train" / "a.json").write_text(json.dumps({"users": [], "user_data": {}}))
+    sources.append(FEMNIST(str(tmp_path / "leaf")))
+    (tmp_path / "leaves" / "oak").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "leaves" / "oak" / "a.png")
+    sources.append(Torchvision("ImageFolder", folder=str(tmp_path / "leaves"), test=0.5))
+    monkeypatch.setattr(files, "available", lambda: 50)
+    for data in sources:
         with pytest.raises(Invalid, match=r"GiB of memory left; allowed is what fits"):
             data.load()
+
+
+def test_what_is_small_on_disk_and_beyond_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gzip.open(tmp_path / "a.txt.gz", "wb") as packed:
+        packed.write(b"x" * 10**7)
+    pd.DataFrame({"a": [f"w{i % 900}" for i in range(1800)], "b": [0, 1] * 900}).to_csv(tmp_path / "a.csv")
+    monkeypatch.setattr(files, "available", lambda: 1_000_000)
+    with pytest.raises(Invalid, match=r"a column for each of its words: .* GiB of memory left"):
+        Table(str(tmp_path / "a.csv"), label="b", features=("a",)).load()
+    held: list[int] = []
+    monkeypatch.setattr(
+        text, "require_room", lambda size, field: held.append(size) or require_room(size, field)
+    )
+    with pytest.raises(Invalid, match="GiB of memory left"):
+        Text(str(tmp_path / "a.txt.gz")).load()
+    assert max(held) <= 4 * text.PIECE  # one piece was unpacked, not all
+
+
+def test_a_damaged_gz_is_no_text(tmp_path: Path) -> None:
+    raw = bytearray(gzip.compress(bytes(range(32, 127)) * 50))
+    raw[20:24] = b"\xff\xff\xff\xff"
+    (tmp_path / "a.txt.gz").write_bytes(raw)
+    with pytest.raises(Invalid, match="not a readable text"):
+        Text(str(tmp_path / "a.txt.gz")).load()
 
 
 # ---------------------------------------------------------------- tables
@@ -280,6 +327,14 @@ def tokens(text: str) -> list[int]:
     return [len(word) for word in text.split()]
 
 
+def raising(text: str) -> list[int]:
+    return [{"a": 1}[word] for word in text.split()]
+
+
+def halves(text: str) -> list[float]:
+    return [0.5 for _ in text]
+
+
 def test_a_tokenizer_of_one_s_own(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a bb ccc " * 50)
     base = experiment(Text(str(tmp_path / "t.txt"), window=6))
@@ -287,8 +342,13 @@ def test_a_tokenizer_of_one_s_own(tmp_path: Path) -> None:
     data = own.task.data.load()
     assert (data.classes, data.train.x[0].tolist()) == (4, [1, 2, 3, 1, 2, 3])  # type: ignore[index,union-attr]
     assert codec.decode(Experiment, own.to_dict(), own=True) == own
-    with pytest.raises(Invalid, match="gives tokens outside of 0 to 2"):
-        change(base, [f"task.data.tokenizer={__name__}:tokens(size=3)"]).task.data.load()
+    for function, sentence in (
+        ("tokens(size=3)", "Text.tokenizer = tokens: gives tokens outside of 0 to 2"),
+        ("raising(size=3)", "Text.tokenizer = raising: raises KeyError: 'bb'"),
+        ("halves(size=3)", "Text.tokenizer = halves: gives float64 of shape .*; must be a list of whole"),
+    ):
+        with pytest.raises(Invalid, match=sentence):
+            change(base, [f"task.data.tokenizer={__name__}:{function}"]).task.data.load()
 
 
 # ---------------------------------------------------------------- LEAF, CIFAR-100
@@ -348,10 +408,12 @@ def test_hugging_face_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     columns = {
         "v": X.tolist(),
         "text": ["abc", "hello there"] * 15,
+        "said": ["abc", None] * 15,
         "label": Y.tolist(),
         "site": OWNER.tolist(),
     }
-    hub.DatasetDict({"train": hub.Dataset.from_dict(columns)}).save_to_disk(str(tmp_path / "saved"))
+    whole = hub.Dataset.from_dict(columns)
+    hub.DatasetDict({"train": whole}).save_to_disk(str(tmp_path / "saved"))
     (tmp_path / "packed").mkdir()
     hub.Dataset.from_dict(columns).to_parquet(str(tmp_path / "packed" / "train.parquet"))
     for folder in ("saved", "packed"):
@@ -363,9 +425,11 @@ def test_hugging_face_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     saved = HuggingFace(str(tmp_path / "saved"), x="text", tokenizer=Characters(), length=8, test=0.2)
     assert saved.load().train.x.shape == (24, 8)  # type: ignore[union-attr]
     for fields, sentence in (
-        ({"x": "w"}, "has no column 'w'; it has v, text, label, site"),
+        ({"x": "w"}, "has no column 'w'; it has v, text, said, label, site"),
         ({"test": "test"}, "HuggingFace.test = 'test': .* has train"),
         ({"x": "text", "tokenizer": None}, "is text; must have a tokenizer"),
+        ({"x": "said"}, "HuggingFace.tokenizer = Characters: 'None' is no text"),
+        ({"y": "text"}, "HuggingFace.y = 'text'"),
     ):
         with pytest.raises(Invalid, match=sentence):
             replace(saved, **fields).load()

@@ -5,7 +5,7 @@ A script runs in the peer's own environment, which has torch and NumPy but not f
     python NAME_peer.py FOLDER SYSTEM
 
 FOLDER holds task.json (the experiment and what follows from it), x.npy and y.npy (training examples), batches.npy
-(which of them a client uses in a round: int64 (rounds, clients, steps * b)) and model.pt (the network, at the
+(which of them a client of a round's cohort uses: int64 (rounds, clients, steps * b)) and model.pt (the network, at the
 initial parameters). On standard input comes a number of rounds for each turn. The answer to a turn is a line of JSON on
 standard output, with the seconds of each round and of the floor measured right after it. At the end come the versions
 that ran, and SYSTEM.npy holds the parameters. All other output goes to standard error.
@@ -38,8 +38,8 @@ class Task:
         self.folder, self.system = Path(folder), system
         facts: dict[str, Any] = json.loads((self.folder / "task.json").read_text())
         self.experiment: dict[str, Any] = facts["experiment"]
-        if self.experiment["cohort"] != "none":
-            leave_out("its script has all clients take part in every round")
+        if self.experiment["cohort"] != "none" and facts["kept"]:
+            leave_out("its script keeps nothing of clients who take part now and then")
         self.method: dict[str, Any] = self.experiment["method"]
         self.byzantine: int = self.experiment["byzantine"]
         self.lr: float = self.method["lr"]
@@ -60,7 +60,7 @@ class Task:
         return network.to(self.device)
 
     def batch(self, round: int, client: int) -> tuple[Tensor, Tensor]:
-        """The examples of a client in a round; those of its local steps lie one after the other."""
+        """The examples of a round's client, by its place in the cohort; of its local steps one after the other."""
         index = self.batches[round, client]
         return self.x[index], self.y[index]
 

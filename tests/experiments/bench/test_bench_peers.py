@@ -28,10 +28,13 @@ WORK = {
     "W4": replace(NAMED["W4"], clients=7, byzantine=2, privacy=MessageDP(noise=LEAST_NOISE)),
     "W5": replace(NAMED["W5"], clients=4, method=FedAvg(lr=0.1, local_steps=3)),
     "W6": replace(NAMED["W6"], clients=4, privacy=ExampleDP(clip=1.0, noise=LEAST_NOISE)),
+    # In steps of 0.1 this network multiplies float32's rounding so much that after three rounds a plain pass in float64
+    # is as far from one in float32, 14 % of the way, as any peer.
+    "W8": replace(NAMED["W8"], cohort=4, method=FedAvg(lr=0.0001, local_steps=5)),
 }
 CAN = {
-    "pfl": ("W1", "W3", "W5"),
-    "flower": ("W1", "W3", "W5", "W6"),
+    "pfl": ("W1", "W3", "W5", "W8"),
+    "flower": ("W1", "W3", "W5", "W6", "W8"),
     "byzfl": ("W1", "W3", "W4", "W5"),
     "opacus": ("W6",),
 }

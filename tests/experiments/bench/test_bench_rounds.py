@@ -17,7 +17,7 @@ from fedsim.experiments.bench import against as bench_peers
 from fedsim.experiments.bench import rounds as bench_rounds
 from fedsim.models import Logistic
 from fedsim.privacy import ExampleDP
-from fedsim.strategies import Median
+from fedsim.strategies import HeavyBall, Median
 from fedsim.task import Task
 
 FAKE = """
@@ -63,8 +63,10 @@ def measured(workload: str, **options: Any) -> list[dict[str, Any]]:
     return list(bench_rounds.bench_rounds([workload], rounds=7, threads=1, **options))
 
 
-def test_a_peer_runs_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the same parameters: the batches were the same ones, in the same order."""
+@pytest.mark.parametrize("cohort", [None, 2])
+def test_a_peer_runs_the_same_rounds(cohort: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the same parameters: the batches were the same ones, of the same clients, in the same order."""
+    monkeypatch.setitem(bench_rounds.WORKLOADS, "W1", replace(SMALL, cohort=cohort))
     monkeypatch.setattr(bench_rounds, "evaluate", lambda model, loss, x, test: {"accuracy": float(x.norm())})
     lines = measured("W1", against=["fake"])
     assert [line["system"] for line in lines] == ["fake", "fake again", "fedsim loop", "fedsim vector"]
@@ -85,6 +87,12 @@ def test_a_peer_that_cannot_says_why(workload: str, why: str) -> None:
     lines = measured(workload, against=["fake"])
     assert lines[0] == {"workload": workload, "system": "fake", "left_out": why}
     assert all(line["seconds_per_round"] > 0 for line in lines[2:])
+
+
+def test_a_peer_keeps_nothing_of_clients_who_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = replace(SMALL, cohort=2, method=HeavyBall(lr=0.1))
+    monkeypatch.setitem(bench_rounds.WORKLOADS, "W1", kept)
+    assert "keeps nothing of clients" in measured("W1", against=["fake"])[0]["left_out"]
 
 
 def test_peers_that_are_not_there(tmp_path: Path) -> None:
