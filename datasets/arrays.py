@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,14 @@ class Arrays(Data):
         super().__post_init__()
         owner = self.owner
         if owner is not None and not isinstance(owner, str):
+            each = np.asarray(owner).ravel().tolist()
+            gone = [
+                at for at, who in enumerate(each) if who is None or (isinstance(who, float) and isnan(who))
+            ]
+            if gone:
+                raise Invalid(
+                    f"Arrays.owner: has nothing for example {gone[0]}; must be a number or a name for each"
+                )
             owner = np.unique(np.asarray(owner).astype(str), return_inverse=True)[1]
             object.__setattr__(self, "owner", held_tensors(owner, "Arrays.owner"))
         for name in ("x", "y"):

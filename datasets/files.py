@@ -76,7 +76,8 @@ def matched(x: Inputs, y: Tensor, field: str) -> Examples:
     counts: list[int] = []
     on_inputs(lambda t: counts.append(len(t) if t.dim() else 0), x)
     if y.dim() == 0 or any(count != len(y) for count in counts):
-        raise Invalid(f"{field}: {counts[0]} inputs and {y.numel()} labels; must be one label for each input")
+        told = " and ".join(map(str, dict.fromkeys(counts)))
+        raise Invalid(f"{field}: {told} inputs and {y.numel()} labels; must be one label for each input")
     if len(y) and not y.is_floating_point():
         for label in (int(y.min()), int(y.max())):
             if not 0 <= label < MOST_CLASSES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -102,6 +103,9 @@ def _parts(path: str, revision: str | None) -> Any:
             raise ImportError
     except ImportError:
         raise Invalid("HuggingFace: not installed; pip install 'fedsim-robust[datasets]'") from None
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # it tells of each try; the last one is told below
     folder = next((p for p in (Path(path).expanduser(), data_root() / path) if p.is_dir()), None)
     try:
         if folder is None:

@@ -78,7 +78,15 @@ class Task(Component):
         """The network with its initial numbers."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(keys.of("model")[0]))
-            return self.model.build(signature.shape, signature.outputs)
+            try:
+                return self.model.build(signature.shape, signature.outputs)
+            except Invalid:
+                raise
+            except Exception as error:
+                raise Invalid(
+                    f"model = {type(self.model).__name__}: raises {type(error).__name__} as it is built for inputs "
+                    f"{signature.shape}: {str(error)[:200]}"
+                ) from error
 
     @torch.no_grad()
     def _check(self, model: nn.Module, examples: Examples) -> None:
@@ -94,6 +102,10 @@ class Task(Component):
                 f"model = {type(self.model).__name__}: raises {type(error).__name__} for inputs {told}: "
                 f"{str(error)[:200]}; layers of numbers take float32, layers of tokens int64"
             ) from error
+        if not isinstance(out, Tensor):
+            raise Invalid(
+                f"model = {type(self.model).__name__}: puts out a {type(out).__name__}; must be one tensor, (b, ...)"
+            )
         if isinstance(self.loss, CrossEntropy) and (
             out.shape[:-1] != few.y.shape or out.shape[-1] <= examples.y.max()
         ):

@@ -64,8 +64,8 @@ def experiment(model: Any, **changes: Any) -> Experiment:
         "split": IID(),
         "batches": Fixed(8),
     }
-    task = Task(Blobs(train=200, test=50), model)
-    return Experiment(task=task, method=FedAvg(lr=0.1), rule=Mean(), **(fields | changes))
+    fields["task"] = Task(Blobs(train=200, test=50), model)
+    return Experiment(method=FedAvg(lr=0.1), rule=Mean(), **(fields | changes))
 
 
 def same_on_both(e: Experiment) -> dict[str, Tensor]:
@@ -122,6 +122,8 @@ def test_a_class_a_function_or_an_object_is_a_model() -> None:
         (lambda: Federation(experiment(Frozen(Net, ("body.*",)))), "Frozen.parts = 'body.*': fits no parameter"),
         (lambda: Federation(experiment(Frozen(Net, ("*",)))), "none of its 4 parameters is trained"),
         (lambda: Federation(experiment(own(Net)(norm=True))), "--set 'task.model=GroupNormed(module:name)'"),
+        (lambda: Federation(experiment(MLP(), task=Task(Arrays({"a": np.eye(9), "b": np.eye(9)}, range(9)), MLP()))),
+         "model = MLP: raises TypeError as it is built for inputs {'a': (9,), 'b': (9,)}"),
         (lambda: GPT(heads=3), "GPT.heads = 3"),
         (lambda: GPT().build((3, 4), 5), "GPT: inputs of shape (3, 4)"),
     ],

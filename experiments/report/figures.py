@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 
 import matplotlib as mpl
@@ -43,12 +44,9 @@ def curves(results: Mapping[str, Result], path: Path, title: str) -> None:
 
 def _line(axes: Axes, frame: pd.DataFrame, metric: str, label: str, colour: str) -> None:
     scale, form = (100, ".1%") if metric == "accuracy" else (1, ".4g")
-    axes.plot(
-        frame["round"],
-        scale * frame[metric],
-        color=colour,
-        label=f"{label}: {frame[metric].iloc[-1]:{form}}",
-    )
+    values = frame[metric].astype(float)  # None where it was not finite
+    last = f"{values.iloc[-1]:{form}}" if isfinite(values.iloc[-1]) else "not finite"
+    axes.plot(frame["round"], scale * values, color=colour, label=f"{label}: {last}")
 
 
 def _epsilon(axes: Axes, results: Mapping[str, Result]) -> None:

@@ -81,7 +81,11 @@ def find(name: str, field: str, bases: tuple[type, ...], own: bool = False) -> t
             raise Invalid(f"{field} = {name!r}: unknown; allowed here are the components of fedsim itself")
         cls: type[Component] = _component(imported(name, field), bases)
         if not (inspect.isclass(cls) and issubclass(cls, bases)):
-            raise Invalid(f"{field} = {name!r}: must be a {' or '.join(base.__name__ for base in bases)}")
+            ready = isinstance(cls, Component)
+            raise Invalid(
+                f"{field} = {name!r}: must be a {' or '.join(base.__name__ for base in bases)}"
+                f"{', by its class: one that is ready-made is given from Python' if ready else ''}"
+            )
         return cls
     known = fitting(bases)
     by_lower = {each.lower(): c for each, c in known.items()}

@@ -148,8 +148,8 @@ class Layerwise:
             raise Unfit("a layer is not called")
         with torch.no_grad():
             start = self.loss.gradient(out, batch.y.flatten(0, 1))
-            if weighted:
-                start *= batch.weight.reshape(-1, *[1] * (start.dim() - 1))
+            if weighted:  # not in place: the gradient of a sum is one number seen many times
+                start = start * batch.weight.reshape(-1, *[1] * (start.dim() - 1))
         back = iter(torch.autograd.grad(out, [call.output for own in calls.values() for call in own], start))
         return (
             {name: _together([call.kept for call in own]) for name, own in calls.items()},

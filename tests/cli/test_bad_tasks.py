@@ -17,6 +17,10 @@ MINE = """
 import torch
 from torch import nn
 
+from fedsim.datasets.load import Blobs
+
+ready = Blobs()
+
 def whole(outputs, y):
     return outputs.square().mean()
 
@@ -25,6 +29,20 @@ def raising(outputs, y):
 
 def words(outputs, y):
     return "good"
+
+def nowhere(outputs, y):
+    return outputs.sum(1) * float("nan")
+
+class Two(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.layer = nn.Linear(4, classes)
+
+    def forward(self, x):
+        return self.layer(x), x
+
+def unbuilt(shape, classes):
+    return nn.Linear(shape["age"], classes)
 
 def frozen(shape, classes):
     net = nn.Sequential(nn.Flatten(), nn.Linear(shape[0], classes))
@@ -68,6 +86,12 @@ TABLE = "Table('a.csv', label='{}', owner={}, test=0.3)"
             [*BLOBS, "task.model=Frozen(Logistic, ['*'])"],
             "model: none of its 2 parameters is trained; at least one must have requires_grad=True",
         ),
+        ([*BLOBS, "task.model=mine:Two"], "model = Two: puts out a tuple; must be one tensor, (b, ...)"),
+        ([*BLOBS, "task.model=mine:unbuilt"], "model = unbuilt: raises TypeError: tuple indices must be"),
+        (
+            ["task.data=mine:ready"],
+            "data = 'mine:ready': must be a Data, by its class: one that is ready-made is given from Python",
+        ),
         (["task.data=Npz('huge.npz')"], "Npz huge.npz: 1.0 GiB of numbers, and as much again"),
         (["task.data=Table('huge.csv', label='ill')"], "Table huge.csv: "),
         (["task.data=Text('huge.txt', window=4)", "task.model=GPT"], "Text huge.txt"),
@@ -92,3 +116,16 @@ def test_one_sentence(
     said = done.stderr.strip()
     assert said.startswith(f"fedsim: {sentence}")
     assert "\n" not in said
+
+
+def test_a_loss_that_is_never_finite_is_a_run_that_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(MINE)
+    words = [word for change in ("rounds=1", *BLOBS, "task.loss=mine:nowhere") for word in ("--set", change)]
+    done = CliRunner().invoke(app, ["run", "quickstart", "--alone", *words])
+    assert done.exit_code == 3, done.output
+    assert "diverged" in done.output

@@ -100,6 +100,9 @@ def test_arrays_keep_kinds_owners_and_their_test_part() -> None:
     ("make", "sentence"),
     [
         (lambda: Arrays(X, Y[:-1]).load(), "Arrays: 30 inputs and 29 labels"),
+        (lambda: Arrays({"a": X, "b": X[1:]}, Y).load(), "Arrays: 30 and 29 inputs and 30 labels"),
+        (lambda: Arrays(X, Y, owner=[*OWNER[1:], None]), "Arrays.owner: has nothing for example 29"),
+        (lambda: Arrays(X, Y, owner=np.where(Y == 1, np.nan, Y)), "Arrays.owner: has nothing for example 1"),
         (
             lambda: Arrays(X, Y - 1).load(),
             "Arrays: the label -1; classes must be numbered from 0 on, below 1,000,000",

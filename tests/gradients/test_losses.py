@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.attacks import Backdoor, LabelFlip
-from fedsim.batches import Fixed
+from fedsim.batches import Fixed, Poisson
 from fedsim.check import Invalid
 from fedsim.config import codec
 from fedsim.datasets.load import Blobs
@@ -320,6 +320,18 @@ def test_a_function_of_one_s_own_is_a_loss_by_its_place() -> None:
     assert changed == e
     with pytest.raises(Invalid, match="allowed here are the components of fedsim itself"):
         Experiment.from_json(e.to_json())
+
+
+def total(outputs: Tensor, y: Tensor) -> Tensor:
+    return (outputs.sum(-1) - y).square()
+
+
+def test_the_gradient_of_a_sum_is_one_number_seen_many_times() -> None:
+    e = experiment(Task(Blobs(train=50, test=10), Logistic(), loss=total), *METHODS[0])
+    e = replace(e, batches=Poisson(rate=0.3))
+    loop, vector = (run(e, engine=engine).model for engine in ("loop", "vector"))
+    for name, value in loop.items():
+        torch.testing.assert_close(vector[name], value, rtol=1e-5, atol=1e-6)
 
 
 # ---------------------------------------------------------------- what cannot work

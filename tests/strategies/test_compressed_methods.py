@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from resuming import resumed_to_the_bit
+from small import final, small
 from torch import Tensor
 
 from fedsim import engines
 from fedsim.attacks import ALIE, SignFlip
-from fedsim.batches import Fixed
 from fedsim.check import Invalid
-from fedsim.datasets.load import Blobs
-from fedsim.datasets.split import Dirichlet
 from fedsim.env import places
 from fedsim.federation import Federation
 from fedsim.flower.payload import pack, received, size, travelling
@@ -34,7 +30,6 @@ from fedsim.messages import (
 from fedsim.method import Method
 from fedsim.models import MLP
 from fedsim.round import Server, answer, attempt
-from fedsim.runner import run
 from fedsim.schedule import Power
 from fedsim.spec import Experiment
 from fedsim.strategies import (
@@ -47,34 +42,18 @@ from fedsim.strategies import (
     DVRSign,
     HeavyBall,
     MajorityVote,
-    Mean,
     SignSGD,
     StochasticVote,
     TrimmedMean,
 )
 from fedsim.strategies.methods.ef21 import Normalized, Plain
 from fedsim.strategies.methods.estimators import IGT, MVR, Decay, LastGradient, Polyak
-from fedsim.task import Task
 
 N = 5
 
 
 def experiment(method: Method, **changes: object) -> Experiment:
-    base = Experiment(
-        task=Task(data=Blobs(), model=MLP(hidden=6)),
-        split=Dirichlet(1.0),
-        clients=N,
-        rule=Mean(),
-        method=method,
-        batches=Fixed(5),
-        rounds=6,
-        evaluate_every=3,
-    )
-    return replace(base, **changes)
-
-
-def final(e: Experiment, engine: str = "vector") -> Tensor:
-    return torch.cat([value.flatten() for value in run(e, engine=engine).model.values()])
+    return small(method, MLP(hidden=6), **{"clients": N, **changes})
 
 
 class Clients:

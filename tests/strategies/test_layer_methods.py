@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 from resuming import resumed_to_the_bit
+from small import final, small
 from torch import Tensor
 
 from fedsim.attacks import ALIE
 from fedsim.batches import Fixed
 from fedsim.check import Invalid
-from fedsim.datasets.load import Blobs
-from fedsim.datasets.split import Dirichlet
 from fedsim.env import AtServer
 from fedsim.federation import Federation
 from fedsim.gradients import one_client, one_loss
@@ -42,7 +41,6 @@ from fedsim.strategies import (
     JaguarMuon,
     JaguarSignSGD,
     MajorityVote,
-    Mean,
     Muon,
     Scion,
     SGDSaI,
@@ -54,28 +52,13 @@ from fedsim.strategies.methods.ef21 import LMO, Normalized
 from fedsim.strategies.methods.estimators import Polyak
 from fedsim.strategies.methods.scion import budget_batch
 from fedsim.strategies.oracles import ExactPolar, Frobenius, Norms, Sign, Spectral
-from fedsim.task import Task
 
 N = 4
 Layers = list[Tensor]
 
 
 def experiment(method: Method, **changes: object) -> Experiment:
-    base = Experiment(
-        task=Task(data=Blobs(), model=MLP(hidden=(7, 6))),
-        split=Dirichlet(1.0),
-        clients=N,
-        rule=Mean(),
-        method=method,
-        batches=Fixed(5),
-        rounds=6,
-        evaluate_every=3,
-    )
-    return replace(base, **changes)
-
-
-def final(e: Experiment, engine: str = "vector") -> Tensor:
-    return torch.cat([value.flatten() for value in run(e, engine=engine).model.values()])
+    return small(method, MLP(hidden=(7, 6)), **{"clients": N, **changes})
 
 
 class Plain:
