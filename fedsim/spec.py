@@ -15,6 +15,7 @@ from fedsim.asynchronous import Asynchronous
 from fedsim.batches import Batches, Full
 from fedsim.check import Component, Count, Invalid, Natural
 from fedsim.clock import Clock, Tape
+from fedsim.config.catalog import Allowed
 from fedsim.config.codec import decode, encode, read_toml
 from fedsim.method import Method
 from fedsim.privacy import RandomizedResponse
@@ -270,8 +271,9 @@ class Experiment(Component):
         return tomli_w.dumps(self.to_dict())
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Experiment:
-        return decode(cls, data)
+    def from_dict(cls, data: dict[str, Any], own: Allowed = False) -> Experiment:
+        """The inverse of `to_dict`; `own` as in `codec.decode`: which components of a user's own it may name."""
+        return decode(cls, data, own=own)
 
     @classmethod
     def from_json(cls, text: str) -> Experiment:

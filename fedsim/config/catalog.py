@@ -12,6 +12,8 @@ from typing import Any
 
 from fedsim.check import Component, Invalid, nearest
 
+Allowed = bool | frozenset[str]  # a user's own components: all, none, or these alone
+
 # kind -> (module, base class as "module:name"); nothing is imported before it is asked for.
 KINDS = {
     "rules": ("fedsim.strategies", "fedsim.types:Rule"),
@@ -71,13 +73,13 @@ def fitting(bases: tuple[type, ...]) -> dict[str, type[Component]]:
     return {name: component for name, component in everything().items() if issubclass(component, bases)}
 
 
-def find(name: str, field: str, bases: tuple[type, ...], own: bool = False) -> type[Component]:
+def find(name: str, field: str, bases: tuple[type, ...], own: Allowed = False) -> type[Component]:
     """The component called `name`, in any case, that field `field` takes; raises `Invalid` with the nearest name.
 
-    With `own` also a user's own as module:name, and its module is imported: not for a name that came over a network.
+    With `own` also a user's own as module:name, all of them or those that it names: their modules are imported.
     """
     if ":" in name:
-        if not own:
+        if own is not True and (own is False or name not in own):
             raise Invalid(f"{field} = {name!r}: unknown; allowed here are the components of fedsim itself")
         cls: type[Component] = _component(imported(name, field), bases)
         if not (inspect.isclass(cls) and issubclass(cls, bases)):

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fedsim.check import FILE, Component, Invalid, nearest
-from fedsim.config.catalog import find, fitting, place
+from fedsim.config.catalog import Allowed, find, fitting, place
+from fedsim.config.unread import Unread
 
 C = TypeVar("C", bound=Component)
 OWN = re.compile(r"""('[^']*'|"[^"]*")|[^\W\d][\w.]*:[^\W\d]\w*""")  # module:name, outside of quotes
@@ -21,6 +22,8 @@ OWN = re.compile(r"""('[^']*'|"[^"]*")|[^\W\d][\w.]*:[^\W\d]\w*""")  # module:na
 
 def encode(value: Any) -> Any:
     """A component as a dict with its name under "name"; tuples as lists, None as "none"."""
+    if isinstance(value, Unread):
+        return value.table
     if isinstance(value, Component):
         fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"name": place(type(value)), **fields}
@@ -29,10 +32,11 @@ def encode(value: Any) -> Any:
     return "none" if value is None else value
 
 
-def decode(cls: type[C], data: Mapping[str, Any], field: str = "", own: bool = False) -> C:
+def decode(cls: type[C], data: Mapping[str, Any], field: str = "", own: Allowed = False) -> C:
     """The inverse of `encode` for a component of class `cls`; raises `Invalid`.
 
-    With `own` a user's own components too, whose modules are imported: never for data that came over a network.
+    With `own` a user's own components too, whose modules are imported. Of what came over a network none, or those alone
+    that this machine's owner named; and no file.
     """
     hints = get_type_hints(cls, include_extras=True)
     known = {f.name for f in dataclasses.fields(cls)}
@@ -117,9 +121,9 @@ def _expression(node: ast.expr, field: str) -> Any:
     )
 
 
-def _value(hint: Any, raw: Any, field: str, own: bool) -> Any:
+def _value(hint: Any, raw: Any, field: str, own: Allowed) -> Any:
     """A raw value as what a type hint asks for; the bounds themselves are checked by the component that takes it."""
-    if isinstance(raw, str) and not own and raw != "none" and _of_a_file(hint):
+    if isinstance(raw, str) and own is not True and raw != "none" and _of_a_file(hint):
         raise Invalid(
             f"{field} = {raw!r}: names a file of this machine, which what came over a network may not"
         )
@@ -146,7 +150,7 @@ def _value(hint: Any, raw: Any, field: str, own: bool) -> Any:
     return raw
 
 
-def _named(call: _Call, options: list[Any], bases: tuple[type, ...], field: str, own: bool) -> Any:
+def _named(call: _Call, options: list[Any], bases: tuple[type, ...], field: str, own: Allowed) -> Any:
     """A bare word or a call: None, inf, a component, or just text."""
     if call.name.lower() == "none" and types.NoneType in options:
         return None
@@ -181,8 +185,8 @@ def _named(call: _Call, options: list[Any], bases: tuple[type, ...], field: str,
     return _construct(cls, fields)
 
 
-def _is_known(name: str, bases: tuple[type, ...], own: bool) -> bool:
-    return (own and ":" in name) or name.lower() in map(str.lower, fitting(bases))
+def _is_known(name: str, bases: tuple[type, ...], own: Allowed) -> bool:
+    return (own is not False and ":" in name) or name.lower() in map(str.lower, fitting(bases))
 
 
 def _example(bases: tuple[type, ...]) -> str:

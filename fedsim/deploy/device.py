@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from flwr.app import Context
-from flwr.common.logger import log
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fedsim.check import Invalid
-from fedsim.config.untrusted import plain_table
+from fedsim.config.untrusted import experiment_of
 from fedsim.deploy import permit
 from fedsim.deploy.data import examples
 from fedsim.deploy.entropy import normal, uniform
@@ -23,12 +25,14 @@ from fedsim.federation import Federation, Ids
 from fedsim.flower.memory import Memory
 from fedsim.flower.order import Order
 from fedsim.keys import Keys
+from fedsim.link import journal
 from fedsim.machine.files import write_whole
 from fedsim.spec import Experiment
 from fedsim.types import Dataset, Inputs, on_inputs
 
 # Runs whose memories stay on disk; a round of an older one is still answered once, by the ledger.
 MEMORIES = 16
+TENSORS = 2_000  # of a model's parameters, the most
 
 
 class DeviceFederation(Federation):
@@ -117,22 +121,38 @@ class Device:
             after.save(self.ledger)
         self._forget()
 
+    def failed(self, error: Exception) -> None:
+        """Log it: what the server learns, that there is no answer, is booked as an answer is."""
+        journal.LOG.error("error in a round", exc_info=error, extra={"fields": {}})
+
     def _federation(self, order: Order, memory: Memory) -> DeviceFederation:
-        experiment = Experiment.from_dict(plain_table(order.experiment))
+        experiment = experiment_of(order.experiment, frozenset(self.terms.components), self.own_data)
         if experiment.fingerprint != order.fingerprint:
             raise Invalid(f"experiment {experiment.fingerprint}: announced was {order.fingerprint}")
-        permit.check_size(self.terms, experiment)
+        permit.check_kind(self.terms, experiment)
         dataset = self._data() if self.own_data else experiment.task.data.load()
         _check_parameters(self.terms, experiment, dataset)
-        return DeviceFederation(experiment, self.terms, memory.secret, order.derived, dataset)
+        with self._private(self.own_data):
+            return DeviceFederation(experiment, self.terms, memory.secret, order.derived, dataset)
 
     def _data(self) -> Dataset:
-        """The device's own examples. What is wrong with them is for its owner, not for the server."""
-        try:
+        with self._private():
             return examples(self.terms)
-        except Invalid as error:
-            log(40, "%s", error)
-            raise Invalid("this device cannot use its data; its own log says why") from None
+
+    @contextmanager
+    def _private(self, own: bool = True) -> Iterator[None]:
+        """What goes wrong in the body may tell of the device's data: that is for its owner, not for the server."""
+        try:
+            yield
+        except Exception as error:
+            if not own:
+                raise
+            journal.LOG.error(
+                "this experiment cannot be run on this data", exc_info=error, extra={"fields": {}}
+            )
+            raise Invalid(
+                "this device cannot use its data, or not for this experiment; its own log says why"
+            ) from None
 
     def _held(self, order: Order) -> Memory | None:
         """The memory of a run as it is on the disk."""
@@ -152,11 +172,22 @@ class Device:
 
 
 def _check_parameters(terms: Terms, experiment: Experiment, dataset: Dataset) -> None:
-    """Raise `Invalid` for a model with more parameters than agreed, from its shapes alone."""
-    task, train = experiment.task, dataset.train
+    """Raise `Invalid` for a model with more parameters than agreed, without memory for any of them."""
+    task, train, count, tensors = experiment.task, dataset.train, 0, 0
     shape = on_inputs(lambda t: tuple(t.shape[1:]), train.x)
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model = task.model.build(shape, task.loss.outputs(train, dataset.classes))
-    count = sum(parameter.numel() for parameter in model.parameters())
-    if count > terms.parameters:
-        raise Invalid(f"a model with {count} parameters: this device agreed to {terms.parameters}")
+
+    def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count, tensors
+        count, tensors = count + (0 if parameter is None else parameter.numel()), tensors + 1
+        if count > terms.parameters or tensors > TENSORS:
+            raise Invalid(
+                f"a model with {count} parameters or more, in {tensors} tensors: this device agreed to "
+                f"{terms.parameters}, in {TENSORS}"
+            )
+
+    watch = register_module_parameter_registration_hook(add)
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            task.model.build(shape, task.loss.outputs(train, dataset.classes))
+    finally:
+        watch.remove()

@@ -19,8 +19,10 @@ ADVICE = """# The terms of this device. The server cannot change them; `fedsim d
 # After a change: fedsim deploy check, and then kill -HUP the running device (systemctl reload fedsim-device).
 # app          the Flower ClientApp that answers, as module:app; it is installed here, and no other code runs
 # data         "partition": this device's part of the experiment's data set (a trial), or a file of this device with
-#              x and y (.npz), or with a column y (.csv, .parquet), or module:function, installed here
-# classes      how many classes there are, where data is the device's own: labels run from 0 to classes - 1
+#              x and y (.npz; without x all other arrays are inputs, by name), or with a column y (.csv, .parquet), or
+#              module:function, installed here, that returns x and y
+# classes      how many classes there are, where data is the device's own: labels run from 0 to classes - 1; 0: numbers
+# components   models and losses of your own, as module:name, installed here, that an experiment may name
 # epsilon      its privacy budget over all runs, at delta; "none" for both for no budget
 # min_noise    the least noise multiplier that it answers with
 # max_rounds   the most rounds that it answers, ever

@@ -23,8 +23,10 @@ def check(terms: Terms, order: Order) -> None:
         )
 
 
-def check_size(terms: Terms, experiment: Experiment) -> None:
-    """Raise `Invalid` for an experiment that is larger than agreed, before anything is built from it."""
+def check_kind(terms: Terms, experiment: Experiment) -> None:
+    """Raise `Invalid` for an experiment of another kind or size than agreed, before anything is built from it."""
+    if experiment.clock is not None:  # asynchronous methods need one
+        raise Invalid("clock: simulates seconds, and devices take seconds of their own; allowed is none")
     for name in ("rounds", "clients"):
         asked, most = getattr(experiment, name), getattr(terms, name)
         if asked > most:

@@ -20,7 +20,8 @@ class Terms(Settings):
     app          the ClientApp that answers, as module:app; it is installed here
     data         "partition": this client's part of the experiment's own data set, for trials; otherwise a file of this
                  device (.npz, .csv or .parquet, its path from the device's folder on), or module:function, installed
-    classes      how many classes there are, where `data` is the device's own
+    components   components of one's own, as module:name, that an experiment may name; they are installed here
+    classes      how many classes there are, where `data` is the device's own; 0 where labels are numbers to be met
     epsilon      its whole privacy budget at `delta`, over all runs; "none" for both where it asks for none
     delta        experiments count at this delta, or are refused
     min_noise    the least noise multiplier (standard deviation over sensitivity) in any round
@@ -39,7 +40,8 @@ class Terms(Settings):
     delta: Chance | None
     app: str = "fedsim.deploy.app:client"
     data: str = "partition"
-    classes: Count = 10
+    components: list[str] = field(default_factory=list)
+    classes: Natural = 10
     min_noise: NonNegative = 0.0
     max_rounds: Count = 10_000
     fingerprint: str = "any"

@@ -11,13 +11,13 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim.check import Invalid
-from fedsim.config.untrusted import plain_table
+from fedsim.config.untrusted import experiment_of
 from fedsim.federation import Federation
 from fedsim.flower.memory import Memory, Pending
 from fedsim.flower.order import ARRAYS, EXAMPLES, OWN_DATA, Order, told_of
 from fedsim.flower.payload import pack, travelling
 from fedsim.round import answer
-from fedsim.spec import Experiment
+from fedsim.types import State
 
 MEMORY = "fedsim"
 
@@ -42,6 +42,13 @@ class Host(Protocol):
         """Keep the memory; once this returns, the answer in it goes out, for the first time or again."""
         ...
 
+    def failed(self, error: Exception) -> None:
+        """There is no answer, for this reason. Either raise it, or return and have that kept as an answer is.
+
+        Whether computing fails may depend on the data: to who asks that is a message like another.
+        """
+        ...
+
 
 def respond(host: Host, message: Message, context: Context) -> Message:
     """The client's answer to an order; raises `Invalid` where it gives none."""
@@ -50,19 +57,35 @@ def respond(host: Host, message: Message, context: Context) -> Message:
     fed = host.federation(order, memory)
     told = told_of(message, fed, memory.held)
     question = order.question(told)
-    row = memory.earlier(order.round, question)
-    if row is None:
-        before = memory.state if memory.state is not None else fed.experiment.method.client_init(fed.x0)
-        answered = answer(fed, order.client, before, told, order.round)
-        row = travelling(fed, answered, order.round)
-        method = fed.experiment.method
-        held = None if method.downlink is None else told[method.sends]
-        memory = replace(memory, pending=Pending(order.round, question, answered.state, row, held))
+    pending = memory.earlier(order.round, question)
+    if pending is None:
+        pending = _answered(host, order, fed, told, memory.state, question)
+        memory = replace(memory, pending=pending)
     host.keep(order, fed, memory, context)
+    if pending.row is None:
+        raise Invalid(f"round {order.round}: this device could not answer; its own log says why")
     metrics = MetricRecord({"client": order.client, "round": order.round, OWN_DATA: int(host.own_data)})
     if fed.experiment.method.by_examples and fed.experiment.rule.averages:
         metrics[EXAMPLES] = int(fed.sizes[order.client])
-    return Message(RecordDict({ARRAYS: pack(row, order.payload), "metrics": metrics}), reply_to=message)
+    return Message(
+        RecordDict({ARRAYS: pack(pending.row, order.payload), "metrics": metrics}), reply_to=message
+    )
+
+
+def _answered(
+    host: Host, order: Order, fed: Federation, told: State, state: State | None, question: str
+) -> Pending:
+    """The answer from the client's state, or that there is none, where the host keeps that."""
+    method = fed.experiment.method
+    before = method.client_init(fed.x0) if state is None else state
+    held = None if method.downlink is None else told[method.sends]
+    try:
+        answered = answer(fed, order.client, before, told, order.round)
+        after, row = answered.state, travelling(fed, answered, order.round)
+    except Exception as error:
+        host.failed(error)
+        return Pending(order.round, question, before, None, held)
+    return Pending(order.round, question, after, row, held)
 
 
 class Simulated:
@@ -82,6 +105,9 @@ class Simulated:
     def keep(self, order: Order, fed: Federation, memory: Memory, context: Context) -> None:
         remember(context, order.run, memory)
 
+    def failed(self, error: Exception) -> None:
+        raise error
+
 
 def remember(context: Context, run: str, memory: Memory) -> None:
     context.state[MEMORY] = ConfigRecord({"run": run, "memory": memory.dump()})
@@ -95,7 +121,7 @@ def recollect(context: Context, run: str) -> Memory:
 @lru_cache(maxsize=2)
 def federation_of(experiment: str, fingerprint: str) -> Federation:
     """The federation of an experiment in JSON; raises `Invalid` where the string is not the one that was named."""
-    parsed = Experiment.from_dict(plain_table(experiment))
+    parsed = experiment_of(experiment)
     if parsed.fingerprint != fingerprint:
         raise Invalid(f"experiment {parsed.fingerprint}: announced was {fingerprint}")
     return Federation(parsed)

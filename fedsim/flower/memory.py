@@ -24,7 +24,7 @@ class Pending:
     round: int
     question: str  # digest of all that it was computed from
     state: State
-    row: Tensor
+    row: Tensor | None  # the message; None where computing it failed
     held: Tensor | None = None  # what the server broadcast then, where later differences are from it
 
 
@@ -49,13 +49,13 @@ class Memory:
             f"round {self.accepted}: one of the two lost its memory, and the run cannot go on with this client"
         )
 
-    def earlier(self, round: int, question: str) -> Tensor | None:
-        """The message that answered this very question before; raises `Invalid` where the round had another one."""
+    def earlier(self, round: int, question: str) -> Pending | None:
+        """The answer that this very question had before; raises `Invalid` where the round had another one."""
         last = self.accepted if self.pending is None else self.pending.round
         if round > last:
             return None
         if self.pending and (round, question) == (self.pending.round, self.pending.question):
-            return self.pending.row
+            return self.pending
         raise Invalid(
             f"round {round}: this client is past round {last}, and answers a round once; allowed is a later one"
         )
@@ -67,7 +67,7 @@ class Memory:
             mine is not None
             and its is not None
             and (mine.round, mine.question) == (its.round, its.question)
-            and mine.row.numpy().tobytes() == its.row.numpy().tobytes()
+            and _bytes(mine.row) == _bytes(its.row)
         )
 
     def dump(self) -> bytes:
@@ -80,3 +80,7 @@ class Memory:
         saved: dict[str, Any] = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
         pending = saved.pop("pending")
         return cls(**saved, pending=Pending(**pending) if pending else None)
+
+
+def _bytes(row: Tensor | None) -> bytes | None:
+    return None if row is None else row.numpy().tobytes()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fedsim.batches import Fixed
@@ -84,14 +85,27 @@ def test_a_deployment_is_the_loop() -> None:
     assert not summary["set_aside"]
 
 
-def own_data(yard_folder: Path, devices: int) -> list[Terms]:
-    """Terms of devices with data of their own: each has two of the ten digits, and as many examples as nobody else."""
+OWN = "import numpy as np\n\ndef load():\n    held = np.load('own0.npz')\n    return held['x'], held['y']\n"
+
+
+def own_data(folder: Path, devices: int) -> list[Terms]:
+    """Terms of devices with data of their own, in a file of each kind or by a function that the working directory has.
+
+    Each has two of the ten digits, and as many examples as nobody else.
+    """
     data, terms = Digits().load(), []
     for i in range(devices):
         mine = np.flatnonzero(np.isin(data.train.y.numpy(), (2 * i, 2 * i + 1)))[: 200 + 10 * i]
-        path = yard_folder / f"own{i}.npz"
-        np.savez(path, x=data.train.x[mine].numpy(), y=data.train.y[mine].numpy())
-        terms.append(Terms(client=i, data=str(path), epsilon=50.0, delta=1e-4))
+        x, y = data.train.x[mine].numpy(), data.train.y[mine].numpy()
+        kind = ("function", ".npz", ".csv", ".parquet", ".npz")[i]
+        held = "my_digits:load" if kind == "function" else f"{folder}/own{i}{kind}"
+        if kind in (".npz", "function"):
+            np.savez(folder / f"own{i}.npz", x=x, y=y)
+            (folder / "my_digits.py").write_text(OWN)
+        else:
+            table = pd.DataFrame(x.reshape(len(x), -1)).rename(columns=str).assign(y=y)
+            table.to_csv(held, index=False) if kind == ".csv" else table.to_parquet(held)
+        terms.append(Terms(client=i, data=held, epsilon=50.0, delta=1e-4))
     return terms
 
 
@@ -102,9 +116,12 @@ def private(devices: int, rounds: int) -> Experiment:
     return replace(e, byzantine=0, attack=None, privacy=privacy, batches=Fixed(20))
 
 
-def test_five_devices_with_data_of_their_own_keep_their_ledgers(tmp_path: Path) -> None:
+def test_five_devices_with_data_of_their_own_keep_their_ledgers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ten rounds of real processes: each ledger is what the accountant says for that device's own examples, to 1e-9."""
     e = private(5, 10)
+    monkeypatch.chdir(tmp_path)  # of the devices too: where the function stands
     yard = prepare(tmp_path / "site", 5, own_data(tmp_path, 5))
     summary = try_out(yard, e, Trial(timeout=300.0))
     assert not summary["set_aside"]
@@ -297,11 +314,13 @@ def test_revoked_while_it_runs(live: Yard, tmp_path: Path) -> None:
 
 @long
 @pytest.mark.parametrize("role", ["device", "worker", "server"])
-def test_killed_at_any_step(tmp_path: Path, role: str) -> None:
+def test_killed_at_any_step(tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL after 0, 7, 14 ... ms of a round, 40 times, in private: what is booked is what was answered, once.
 
-    A device that dies between its two files has paid for an answer that nobody got; these are counted, and said.
+    A device keeps its answer, books it, and sends it: one that dies in between is asked again and sends what it kept.
+    Booked and never taken in is an answer whose round went on without it; these are counted, and said.
     """
+    monkeypatch.chdir(tmp_path)
     e, out = replace(private(3, 80), rounds=80), tmp_path / "run"
     yard = prepare(tmp_path / "site", 3, [replace(each, epsilon=1e6) for each in own_data(tmp_path, 3)])
     with running(yard):
