@@ -65,7 +65,10 @@ class Traffic:
     @property
     def told_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of what a client is told."""
-        method = self.experiment.method
-        start = method.server_init(self.x0, 1)
-        names = (method.sends, *method.tells)
-        return {name: tuple(start[name].shape)[1 if method.peer else 0 :] for name in names}
+        return shapes_told(self.experiment.method, self.x0)
+
+
+def shapes_told(method: Method, x0: Tensor) -> dict[str, tuple[int, ...]]:
+    """The shapes of what a server that begins at x0 (d,) tells a client; x0 may be a tensor of the device "meta"."""
+    start, names = method.server_init(x0, 1), (method.sends, *method.tells)
+    return {name: tuple(start[name].shape)[1 if method.peer else 0 :] for name in names}

@@ -28,6 +28,7 @@ from fedsim.keys import Keys
 from fedsim.link import journal
 from fedsim.machine.files import write_whole
 from fedsim.spec import Experiment
+from fedsim.traffic import shapes_told
 from fedsim.types import Dataset, Inputs, on_inputs
 
 # Runs whose memories stay on disk; a round of an older one is still answered once, by the ledger.
@@ -50,6 +51,11 @@ class DeviceFederation(Federation):
         super().__init__(experiment, dataset=dataset)
         if not derived:
             self.choice = Keys(secret, experiment.clients)
+
+    @property
+    def told_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Without memory for the tables that a server keeps, which nobody has agreed to."""
+        return shapes_told(self.experiment.method, self.x0.to("meta"))
 
     def normal(self, z: Tensor, keys: NDArray[np.uint64]) -> Tensor:
         return super().normal(z, keys) if self._derived else z.copy_(normal(z.numel()).view_as(z))
