@@ -28,7 +28,7 @@ from fedsim.runner import run
 from fedsim.spec import Experiment
 
 FREE = 20_000, 32_768  # below what Linux and the IANA call ephemeral
-ENDING = 15.0  # seconds that a process is given to end
+ENDING = 30.0  # seconds that a process is given to end, with an answer that has begun
 
 
 @dataclass

@@ -128,6 +128,8 @@ class Device:
                     journal.say("connected", server=self._server)
                 while frame := self._message(stream):
                     with self._busy:
+                        if self._stopped.is_set():
+                            return
                         reply = self._reply(frame)
                     journal.count("device", "out", sum(map(len, reply)))
                     out.put(reply)

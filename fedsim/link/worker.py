@@ -23,6 +23,7 @@ class Worker:
 
     def __init__(self, installed: Installed, seconds: float) -> None:
         self._installed, self._seconds = installed, seconds
+        self._over, self._change = False, threading.Lock()
         self._start()
 
     def _start(self) -> None:
@@ -50,8 +51,10 @@ class Worker:
             late = f"no answer in {limit:g} s" if self._ready else f"not ready after {STARTING:g} s"
             reason = late if self._late else "the process of the ClientApp died"
         journal.say("worker ended", logging.WARNING, reason=reason)
-        self.close()
-        self._start()
+        with self._change:
+            self._end()
+            if not self._over:  # a process that begins after `close` would have nobody to end it
+                self._start()
         return b"".join(seal({"error": reason}))
 
     @contextmanager
@@ -70,8 +73,12 @@ class Worker:
             timer.cancel()
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it does, for good; from another thread too, which then gets an error."""
+        with self._change:
+            self._over = True
+            self._end()
+
+    def _end(self) -> None:
         self._process.kill()
         self._process.join()
-        self._pipe.close()
         self._life.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +136,17 @@ def test_over_the_link(tmp_path: Path, installed: Installed) -> None:
 @pytest.fixture(autouse=True)
 def _as_a_server() -> None:
     identify(1)
+
+
+def test_what_is_closed_in_an_answer_stays_closed(worker: Worker) -> None:
+    """No process that nobody ends: the interpreter would wait for it, and SIGTERM with it."""
+    said: list[Any] = []
+    asking = threading.Thread(target=lambda: said.append(ask(worker, "hang")))
+    asking.start()
+    until(lambda: worker._ready)
+    time.sleep(0.2)
+    worker.close()
+    asking.join(20)
+    assert said == [({"error": "the process of the ClientApp died"}, None)]
+    assert not [each for each in active_children() if each.is_alive()]
+    worker.close()  # again
