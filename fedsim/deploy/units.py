@@ -49,6 +49,7 @@ services:
     working_dir: /work
     volumes: [".:/work"]
     restart: $restart
+    stop_grace_period: 30s
     read_only: true
     tmpfs: [/tmp]
     cap_drop: [ALL]

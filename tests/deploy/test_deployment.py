@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from configparser import ConfigParser
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from fedsim.batches import Fixed
 from fedsim.check import Invalid
@@ -310,6 +313,43 @@ def test_revoked_while_it_runs(live: Yard, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["answered"] == 2  # of two; the red team speaks for the third
     assert lines[-1]["answered"] == 1
+
+
+def by_unit(folder: Path, role: str) -> tuple[list[str], dict[str, Any]]:
+    """The command of a role's systemd unit, and where and as what it is run: nothing is set but a path to programs.
+
+    Nor is there a home to write to, as for a user of a service, or in a container that may only be read.
+    """
+    unit = ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(folder / "units" / f"fedsim-{role}.service")
+    service = unit["Service"]
+    command = shlex.split(service["ExecStart"])
+    composed = yaml.safe_load((folder / "compose.yaml").read_text())["services"][role]
+    assert [*command[:1], *shlex.split(composed["command"])] == command
+    assert composed["restart"] == service["Restart"]
+    assert composed["stop_grace_period"] == f"{service['TimeoutStopSec']}s"
+    bare = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": "/proc/nowhere"}
+    return command, {"cwd": service["WorkingDirectory"], "env": bare}
+
+
+def test_what_init_writes_is_what_runs(live: Yard) -> None:
+    """A device and the server by the commands of their units, in a bare environment: a run, and a clean end."""
+    until(lambda: events(live, 0))  # it is up
+    live.processes[0].terminate()
+    assert live.processes[0].wait(60) == 0
+    command, how = by_unit(live.place(0).folder, "device")
+    with (live.place(0).folder / "log").open("ab") as log:
+        live.processes[0] = subprocess.Popen(command, **how, stdout=log, stderr=log)
+    (live.site.folder / "experiment.toml").write_text(replace(private(3, 2), seed=7).to_toml())
+    command, how = by_unit(live.site.folder, "server")
+    done = subprocess.run(command, **how, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((live.site.folder / "deployed" / "summary.json").read_text())
+    assert (summary["rounds"], summary["set_aside"]) == (2, [])
+    live.processes[0].terminate()
+    assert live.processes[0].wait(60) == 0
+    live.start(0)
 
 
 @long
