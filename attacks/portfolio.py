@@ -19,7 +19,7 @@ from fedsim.types import Attack, Batch, Knowledge, Pilot, State, View
 LEFT = 3  # of so many members one goes on to the next stage of a pilot
 
 MEMBERS: tuple[Attack, ...] = (
-    Adaptive(IPM(), "reverse", grid=8),
+    Adaptive(IPM(), "reverse", grid=8, every=5),
     IPM(0.1),
     IPM(10.0),
     MinMax("unit"),
@@ -32,19 +32,20 @@ MEMBERS: tuple[Attack, ...] = (
 class Portfolio(Attack):
     """The one of `members` that does most damage to training, as pilot runs on a copy of the federation tell.
 
-    Before the first round each member runs the training from its start, with batches and noise of the adversary's own
-    drawing; damage is what the honest clients' examples are then misclassified, or lose where they have no classes. Of
-    the members a third goes on for longer, and so on until two are left. All pilots together take `pilot` times the
-    run's rounds. With `again` the choice is made anew in every so many rounds, from where the run then stands, by
-    pilots that look as far ahead.
+    The choice is made `choices` times, at even distances, the first time before the first round. Each member then runs
+    the training from where the run stands to the next choice, with batches and noise of the adversary's own drawing;
+    damage is what the honest clients' examples are meanwhile misclassified, or lose where they have no classes. A third
+    of the members goes on to the end, the one that the run has met among them, and the worst is the next. Until then
+    they get a share of the rounds: all pilots together take `pilot` times the run's rounds.
 
-    Pilots take data of all clients and the rule, beside what its members need: `fedsim.run` has them on every engine; a
-    deployment and Flower's strategy have not, and refuse. A member that is not defined for the task is left out.
+    Pilots take data of all clients and the rule, beside what its members need: `fedsim.run` has them on the engines
+    loop, vector and grid; ray, a deployment and Flower's strategy have not, and refuse. A member that is not defined
+    for the task is left out.
     """
 
     members: Annotated[tuple[Attack, ...], MinLen(1)] = MEMBERS
-    pilot: Finite = 1.5
-    again: Count | None = None
+    pilot: Finite = 3.0
+    choices: Count = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,9 +66,10 @@ class Portfolio(Attack):
         return any(member.works_on_data for member in self.members)
 
     def rehearse(self, round: int, rounds: int) -> Pilot | None:
-        if round and not (self.again and round % self.again == 0):
+        apart = ceil(rounds / self.choices)
+        if round % apart:
             return None
-        horizon = min(self.again or rounds, rounds - round)
+        horizon = min(apart, rounds - round)
         return Pilot(self.members, tuple(stages(len(self.members), self.pilot * horizon, horizon)))
 
     def member(self, place: int) -> Attack:

@@ -9,13 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.attacks.adaptive import best_factor, target_of
+from fedsim.attacks.adaptive import SCALES, best_factor, damage_along, target_of, worst_of
 from fedsim.attacks.objective import Aim, Objective, aim_of
 from fedsim.attacks.vector import HONEST, deviation, honest_of
 from fedsim.check import Count, Finite, Invalid, Natural
 from fedsim.types import Attack, Knowledge, State, Target, View
-
-SCALES = (1.0, 1.25, 0.8, 0.6, 0.4, 0.2)  # of the last search's rows, between two searches
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class WorstCase(Attack):
     steps: Natural = 4
     bound: Finite = 100.0
     grid: Count = 8
-    every: Count = 5
+    every: Count = 10
     needs: ClassVar[frozenset[Knowledge]] = HONEST | {"rule"}
 
     def forge(self, view: View) -> Tensor:
@@ -48,7 +46,9 @@ class WorstCase(Attack):
         aim, after = aim_of(self.objective, target.honest_mean(seen), target, memory)
         spread = (honest - s).square().sum(1).mean().sqrt()
         if "off" in memory and len(memory["off"]) == view.f and view.round % self.every:
-            return _worst(target, aim, (s + k * spread * memory["off"] for k in SCALES)), after
+            off = spread * memory["off"]
+            damage, _ = damage_along(view, s, off, aim)
+            return s.add(off, alpha=worst_of(damage, SCALES)), after
         rows = self._climb(target, aim, _worst(target, aim, self._ends(view, aim, s)))
         return rows, {**after, "off": (rows - s) / spread.clamp_min(1e-30)} if self.every > 1 else after
 

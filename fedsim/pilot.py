@@ -68,6 +68,8 @@ def chosen(
             done += 1
             tell(min(1.0, done / count))
         best = sorted(damages, key=lambda place: damages[place], reverse=True)[:keep]
+        if keep > 1 and live.member in damages and live.member not in best:
+            best[-1] = live.member  # of which the last stage tells most
         for place in left.keys() - set(best):
             left[place].live.states.close()
         left = {place: left[place] for place in best}

@@ -244,10 +244,10 @@ def _rehearsed(fed: Federation, live: Run, ask: engines.Ask, progress: Progress)
     pilot = attack.rehearse(live.round, rounds) if attack and isinstance(live, Standing) else None
     if pilot is None or not isinstance(live, Standing):
         return live
-    if live.round and not isinstance(ask, engines.Everyone):
+    if not isinstance(ask, engines.Everyone):
         raise Invalid(
             f"attack = {type(attack).__name__}: what clients keep lies on their nodes, so that no pilot can go on from "
-            f"round {live.round}; allowed is again = none, or the engine loop, vector or grid"
+            "there; allowed is the engine loop, vector or grid, or one of its members"
         )
     member = chosen(fed, live, pilot, lambda done: progress(live.round, {"pilot": done}))
     memory = live.server.memory if member == live.member else {}

@@ -10,6 +10,7 @@ from fedsim.experiments.recipes.byz_clip21 import (
 )
 from fedsim.experiments.recipes.cifar import cifar_robust
 from fedsim.experiments.recipes.compression import compression
+from fedsim.experiments.recipes.damage import damage
 from fedsim.experiments.recipes.demo import mnist_robust, quickstart
 from fedsim.experiments.recipes.history import bucketing, centred_clipping
 from fedsim.experiments.recipes.layer_bits import layer_bits
@@ -37,6 +38,7 @@ __all__ = [
     "centred_clipping",
     "cifar_robust",
     "compression",
+    "damage",
     "fixing_by_mixing",
     "layer_attacks",
     "layer_bits",

@@ -108,7 +108,8 @@ def test_what_looks_at_one_round_remembers_nothing() -> None:
     assert aim_of("drift", s, view.target, {})[1].keys() == {"drift", "s"}
 
 
-def test_between_two_searches_the_worst_case_asks_the_rule_a_few_times() -> None:
+@pytest.mark.parametrize("attack", [WorstCase(every=5), Adaptive(IPM(), "reverse", every=5)], ids=repr)
+def test_between_two_searches_the_rule_is_asked_a_few_times(attack: Attack) -> None:
     """So it costs a fraction of a search in every round, and still backs off where its rows would be found out."""
     asked = []
 
@@ -117,17 +118,19 @@ def test_between_two_searches_the_worst_case_asks_the_rule_a_few_times() -> None
             asked.append(1)
             return super().__call__(*args, **rest)
 
-    view, attack = view_of(Counted(), torch.zeros(D), 0, None), WorstCase(every=5)
+        def weights_from_gram(self, *args: Tensor, **rest: Tensor) -> Tensor:
+            asked.append(1)
+            return super().weights_from_gram(*args, **rest)
+
+    view = view_of(Counted(), torch.zeros(D), 0, None)
     rows, memory = attack.remember(view, {})
+    assert len(asked) > 20
     asked.clear()
     s = view.honest.mean(0)
-    later = view_of(Counted(), torch.zeros(D), 1, None)
-    tight = Target(Counted(), F, None, lambda last: torch.cat([s + 0.5 * (later.honest - s), last]), 0, H)
-    kept, _ = attack.remember(
-        View(H + F, F, 1, later.x, later.generator, honest=later.honest, target=tight), memory
-    )
-    assert len(asked) <= 8
-    sizes = (kept - s).norm(dim=1) / (rows - s).norm(dim=1)
-    assert bool((sizes <= 1.3).all())
+    tight = Target(Counted(), F, None, lambda last: torch.cat([s + 0.5 * (view.honest - s), last]), 0, H)
+    later = View(H + F, F, 1, view.x, view.generator, honest=view.honest, target=tight)
+    kept, _ = attack.remember(later, memory)
+    assert len(asked) <= 12
+    assert bool((kept.norm(dim=1) <= 1.6 * rows.norm(dim=1)).all())
     harm = Aim(s, against=True)
-    assert float(harm(tight(kept))) >= float(harm(tight(rows))) - 1e-6
+    assert float(harm(tight(kept))) >= max(float(harm(tight(k * rows))) for k in (1.0, 0.6)) - 1e-6

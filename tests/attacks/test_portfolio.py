@@ -23,10 +23,12 @@ from fedsim.deploy.trial import Trial
 from fedsim.flower.strategy import MethodStrategy
 from fedsim.losses import Squared
 from fedsim.models import MLP, Logistic
+from fedsim.pilot import Rehearsed, chosen
 from fedsim.privacy import CentralDP, MessageDP
 from fedsim.prolong import shorter
 from fedsim.runner import Result, run
 from fedsim.spec import Experiment
+from fedsim.standing import Standing
 from fedsim.strategies import AsyncSGD, ByzClip21SGD2M, FLDetector, HeavyBall, Krum, Mean, Median
 from fedsim.task import Task
 from fedsim.types import Attack, Rule
@@ -63,7 +65,7 @@ def members(result: Result) -> list[int]:
 @pytest.mark.parametrize("rule", [Median(), Krum()], ids=repr)
 def test_it_takes_the_member_that_direct_runs_show_to_be_most_damaging(rule: Rule) -> None:
     """The chosen one's run is that of the member alone, to the bit; and no other leaves clearly less."""
-    portfolio = run(experiment(Portfolio(SOME, pilot=3.0), rule=rule, rounds=24))
+    portfolio = run(experiment(Portfolio(SOME, choices=1), rule=rule, rounds=24))
     direct = [run(experiment(member, rule=rule, rounds=24)) for member in SOME]
     (place,) = set(members(portfolio))
     assert torch.equal(model(portfolio), model(direct[place]))
@@ -74,12 +76,12 @@ def test_it_takes_the_member_that_direct_runs_show_to_be_most_damaging(rule: Rul
 
 def test_a_member_that_breaks_training_is_found_among_harmless_ones() -> None:
     some = (ALIE(z=0.0), ALIE(z=0.1), IPM(50.0), ALIE(z=0.2), Mimic())
-    result = run(experiment(Portfolio(some), rule=Mean()))
+    result = run(experiment(Portfolio(some, choices=1), rule=Mean()))
     assert set(members(result)) == {2}
 
 
 def test_engines_come_to_the_same() -> None:
-    wanted = experiment(Portfolio(SOME, again=4), rounds=8)
+    wanted = experiment(Portfolio(SOME, choices=2), rounds=8)
     loop, vector, grid = (run(wanted, engine=name) for name in ("loop", "vector", "grid"))
     assert torch.equal(model(loop), model(grid))
     assert members(loop) == members(vector) == members(grid)
@@ -87,7 +89,7 @@ def test_engines_come_to_the_same() -> None:
 
 
 def test_a_broken_run_goes_on_to_the_bit(tmp_path: Path) -> None:
-    wanted = experiment(Portfolio(SOME, again=4))
+    wanted = experiment(Portfolio(SOME, choices=3))
     whole = run(wanted)
 
     def interrupt(round: int, metrics: dict[str, Any]) -> None:
@@ -135,7 +137,7 @@ def test_a_run_of_one_round_and_pilots_that_reach_its_end(pilot: float) -> None:
 )
 def test_pilots_leave_no_trace_in_the_run(changes: dict[str, Any]) -> None:
     """Of one member alone, tried out every third round, the run is that of the member."""
-    portfolio = Portfolio((Mimic(warmup=9),), again=3)
+    portfolio = Portfolio((Mimic(warmup=9),), choices=4)
     alone, direct = (run(experiment(attack, **changes)) for attack in (portfolio, Mimic(warmup=9)))
     assert torch.equal(model(alone), model(direct))
     assert alone.frame.drop(columns=["member", "seconds"]).equals(direct.frame.drop(columns="seconds"))
@@ -174,8 +176,41 @@ def test_it_costs_at_most_five_times_a_plain_run(monkeypatch: pytest.MonkeyPatch
         return vector(*args)
 
     monkeypatch.setattr("fedsim.engines.vector.rows", rows)
-    run(experiment(Portfolio(MEMBERS[1:], again=10), rounds=20, evaluate_every=20))
+    run(experiment(Portfolio(MEMBERS[1:]), rounds=20, evaluate_every=20))
     assert 20 * 2 < len(rounds) <= 20 * 5
+
+
+@pytest.mark.parametrize(
+    ("choices", "rounds", "due"), [(1, 9, [0]), (2, 9, [0, 5]), (3, 9, [0, 3, 6]), (5, 2, [0, 1])]
+)
+def test_choices_are_at_even_distances_and_keep_to_the_budget(
+    choices: int, rounds: int, due: list[int]
+) -> None:
+    some = Portfolio(SOME, choices=choices)
+    found = {round: pilot for round in range(rounds) if (pilot := some.rehearse(round, rounds))}
+    assert list(found) == due
+    ends = [round + pilot.stages[-1][0] for round, pilot in found.items()]
+    assert all(end <= after for end, after in zip(ends, [*due[1:], rounds], strict=True))
+
+
+def test_the_member_that_acts_is_tried_out_to_the_end() -> None:
+    """Of nine, most are out after a few rounds; the one that the run has met is compared with the last ones."""
+    fed = runner.Federation(experiment(Portfolio(), rule=Mean()))
+    live = replace(Standing.start(fed, fed.client_state()), member=0)
+    tried = []
+
+    some = (ALIE(z=0.0), *(IPM(float(k)) for k in range(2, 10)))
+    pilot = Portfolio(some, choices=1).rehearse(0, 12)
+    original = Rehearsed.until
+
+    def until(self: Rehearsed, end: int) -> Any:
+        tried.append((self.fed.experiment.attack, end))
+        return original(self, end)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rehearsed, "until", until)
+        assert chosen(fed, live, pilot) != 0
+    assert (some[0], pilot.stages[-1][0]) in tried
 
 
 @pytest.mark.parametrize(("count", "budget", "horizon"), [(10, 450, 150), (10, 30, 10), (1, 5, 5), (3, 1, 9)])
@@ -249,7 +284,7 @@ def test_it_is_a_value_that_asks_for_what_its_members_need() -> None:
     assert Portfolio().members == MEMBERS
     assert Portfolio((SignFlip(),)).needs == {"own", "honest", "rule"}  # for the pilots
     assert not Portfolio((IPM(),)).works_on_data
-    wanted = experiment(Portfolio(SOME, again=5))
+    wanted = experiment(Portfolio(SOME, choices=5))
     assert decode(Experiment, wanted.to_dict()) == wanted
     for wrong in ((), (Portfolio(),)):
         with pytest.raises(Invalid, match=r"Portfolio.members"):
@@ -269,8 +304,6 @@ def test_where_clients_keep_their_states_no_pilot_goes_on_from_them() -> None:
         def __call__(self, *args: Any) -> Any:
             return self.inner(*args)
 
-    fed = runner.Federation(experiment(Portfolio((IPM(), ALIE()), again=3)))
+    fed = runner.Federation(experiment(Portfolio((IPM(), ALIE()))))
     with pytest.raises(Invalid, match="lies on their nodes"):
         runner.drive(fed, Remote())
-    fed = runner.Federation(experiment(Portfolio((IPM(), ALIE()))))
-    assert "member" in runner.drive(fed, Remote()).frame
