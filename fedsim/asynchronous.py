@@ -15,7 +15,10 @@ from fedsim.types import State
 
 @dataclass(frozen=True)
 class Due:
-    """Rows (m, d) that are to be aggregated now, and the clients (m,) whose they are."""
+    """Rows (m, d) that are to be aggregated now, and the clients (m,) whose they are.
+
+    Or a table (n, d) with a row of each client, of which only those of the clients `ids` (m,) are meant.
+    """
 
     rows: Tensor
     ids: Tensor
@@ -23,8 +26,7 @@ class Due:
     @classmethod
     def of_table(cls, table: Tensor, known: Tensor) -> Due:
         """Those rows of a table (n, d), one of each client, that are `known` (n,)."""
-        ids = known.nonzero()[:, 0]
-        return cls(table if len(ids) == len(table) else table[ids], ids)
+        return cls(table, known.nonzero()[:, 0])
 
 
 class Asynchronous(Method):

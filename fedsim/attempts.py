@@ -225,7 +225,7 @@ class Attempts:
         counts = {name: getattr(self, name) for name in ("arrivals", "told", "dropped")}
         return {**arrays, **counts, "paid": self.paid}
 
-    def restore(self, saved: dict[str, Any], models: Sequence[Tensor]) -> None:
+    def restore(self, saved: dict[str, Any], models: Sequence[Tensor] | Tensor) -> None:
         """Stand where `dump` was called; `models` are those that the clients have."""
         for name, value in saved.items():
             setattr(self, name, value.numpy() if isinstance(value, Tensor) else value)

@@ -7,6 +7,7 @@ which ones: all at once, one by one, or again after a checkpoint.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from fedsim.attempts import Attempts
 from fedsim.engines import Ask
 from fedsim.env import AtServer
 from fedsim.federation import Federation
-from fedsim.machine.interrupts import held
+from fedsim.machine import interrupts
 from fedsim.privacy.ledger import Ledger
 from fedsim.round import Seen, Server, require
 from fedsim.standing import noted, to_device
@@ -30,6 +31,7 @@ from fedsim.states import States
 from fedsim.types import State, View
 
 AT_ONCE = 2**25  # numbers of the messages that are worked out in one call
+AHEAD = 16  # attempts of a client, at the most, before it is known whether it goes on at its model
 
 
 @dataclass
@@ -40,7 +42,8 @@ class Course:
     seconds   of the last event
     clients   what every client is at work on
     held      the model that each client has
-    ready     (state after, message) of attempts that are worked out already
+    ready     (state after, message) of attempts (client, number) that are worked out already
+    again     messages of each client since it was handed its model
     heard     the last message of each honest client, where the adversary knows it
     """
 
@@ -48,11 +51,12 @@ class Course:
     server: Server
     states: States
     clients: Attempts
-    held: list[Tensor]
+    held: list[Tensor] | Tensor
     seconds: float = 0.0
     heard: dict[int, Tensor] = field(default_factory=dict)
     written: int = 0
-    ready: dict[int, tuple[State, Tensor]] = field(default_factory=dict)
+    ready: dict[tuple[int, int], tuple[State, Tensor]] = field(default_factory=dict)
+    again: Counter[int] = field(default_factory=Counter)
     torn: bool = False  # within a step
     lazy: bool = True  # False: one by one, for tests
     calls: int = 0  # of an engine, since the run was begun or resumed
@@ -64,7 +68,8 @@ class Course:
         """Before the first event: every client is handed the initial model; `clients` on the clock by default."""
         server, clients = Server.start(fed), clients or Attempts.none(fed)
         course = cls(0, server, States.start(first, fed.computing, space=fed.space, file=file), clients, [])
-        course.held = [server.x] * fed.experiment.clients
+        server.state.update({name: fed.space.housed(value) for name, value in server.state.items()})
+        course.held = held(fed, [server.x] * fed.experiment.clients)
         for client in range(fed.experiment.clients):
             clients.begin(client, 0.0, 0, server.x, told=True)
         return course
@@ -75,8 +80,10 @@ class Course:
         found = to_device(fed, saved)
         models = dict(zip(saved["versions"].tolist(), found["models"], strict=True))
         heard = dict(zip(saved["heard ids"].tolist(), found["heard"], strict=True))
-        mine = [models[version] for version in saved["clients"]["version"].tolist()]
+        mine = held(fed, [models[version] for version in saved["clients"]["version"].tolist()])
         clients.restore(saved["clients"], mine)
+        state = found["server"]["state"]
+        found["server"]["state"] = {name: fed.space.housed(value) for name, value in state.items()}
         server, seconds, written = (
             Server(**found["server"]),
             saved["simulated_seconds"],
@@ -120,7 +127,7 @@ class Course:
     @contextmanager
     def whole(self) -> Iterator[list[bool]]:
         """A step and its line of the record: what an interrupt must not cut in two."""
-        with held() as stop:
+        with interrupts.held() as stop:
             self.torn = True
             yield stop
             self.torn = False
@@ -197,7 +204,9 @@ class Course:
 
     def _hand(self, client: int) -> None:
         """Have a client begin anew at the server's model, which it may have already."""
-        self.ready.pop(client, None)
+        self.again[client] = 0
+        for each in [each for each in self.ready if each[0] == client]:
+            del self.ready[each]
         told = self.round != int(self.clients.version[client])
         self.held[client] = self.server.x
         self.clients.begin(client, self.seconds, self.round, self.server.x, told=told)
@@ -206,38 +215,50 @@ class Course:
         """A client's message, by when its state is that after the step."""
         if client >= fed.computing:
             return fed.x0.new_zeros(fed.width)
-        brought = self.clients.brought(client)
-        if brought is None and client not in self.ready:
-            self._work(fed, ask, client)
-        state, row = brought or self.ready.pop(client)
+        state, row = self.clients.brought(client) or self._worked(fed, ask, client)
+        self.ready.pop((client, int(self.clients.attempt[client])), None)
+        self.again[client] += 1
         ids = np.array([client])
         self.states = self.states.after(ids, {name: value[None] for name, value in state.items()})
         if client < fed.experiment.honest and _listens(fed):
             self.heard[client] = row
         return row
 
-    def _work(self, fed: Federation, ask: Ask, client: int) -> None:
-        """Work out a client's message, and with it those of others at work: the next to come first."""
-        if self.lazy:
-            most = max(1, AT_ONCE // max(fed.width, fed.x0.numel()))
-            waiting = [c for c in self.clients.at_work(fed.computing) if c not in self.ready and c != client]
-            waiting.sort(key=lambda c: (self.clients.time[c], c))
-            ids = np.array(sorted([client, *waiting[: most - 1]]))
-        else:
-            ids = np.array([client])
-        attempt = self.clients.attempt[ids]
+    def _worked(self, fed: Federation, ask: Ask, client: int) -> tuple[State, Tensor]:
+        """The state after a client's attempt, and its message; worked out now where they are not yet."""
+        attempt = client, int(self.clients.attempt[client])
+        if attempt not in self.ready:
+            self._work(fed, ask, attempt)
+        return self.ready[attempt]
+
+    def _work(self, fed: Federation, ask: Ask, due: tuple[int, int]) -> None:
+        """Work out an attempt, and with it others that are likely to be needed: see `_likely`."""
+        attempts = np.array(sorted([due, *(self._likely(fed, due) if self.lazy else [])]))
+        ids, attempt = attempts.T
         width = fed.experiment.batches.width(
             fed.choice, attempt, ids, fed.sizes[ids], fed.experiment.method.steps
         )
         for each in np.unique(width):  # batches of one width: padding would change how sums are added up
-            some = ids[width == each]
+            some, now = ids[width == each], attempt[width == each]
             told = {fed.experiment.method.sends: torch.stack([self.held[c] for c in some.tolist()])}
-            states, messages, _ = ask(fed, self.states.of(some), told, self.clients.attempt[some], some)
+            states, messages, _ = ask(fed, self.states.of(some), told, now, some)
             self.calls += 1
-            for j, c in enumerate(
-                some.tolist()
-            ):  # copies: the others' rows are not to be kept because of one
-                self.ready[c] = {name: v[j].clone() for name, v in states.items()}, messages.rows[j].clone()
+            # copies: the others' rows are not to be kept because of one
+            for j, key in enumerate(zip(some.tolist(), now.tolist(), strict=True)):
+                self.ready[key] = {name: v[j].clone() for name, v in states.items()}, messages.rows[j].clone()
+
+    def _likely(self, fed: Federation, due: tuple[int, int]) -> list[tuple[int, int]]:
+        """Attempts that are not worked out yet: all clients' at work, the next to come first, as many as fit.
+
+        A client that went on at its model, and keeps nothing, is likely to go on as often again: so many of its next
+        attempts are among them. Where it is handed another model after all, they are dropped, and nobody has seen them.
+        """
+        clients, most = self.clients, max(1, AT_ONCE // max(fed.width, fed.x0.numel()))
+        waiting = sorted(clients.at_work(fed.computing), key=lambda c: (clients.time[c], c))
+        found = [(c, int(clients.attempt[c])) for c in dict.fromkeys([due[0], *waiting])]
+        if not fed.client_state():
+            found += [(c, a + k) for c, a in found for k in range(1, 1 + min(self.again[c], AHEAD))]
+        return [each for each in found if each not in self.ready and each != due][: most - 1]
 
     def _moved(self, fed: Federation, state: State, due: Due | None) -> tuple[Server, Seen | None]:
         """Aggregate what is due, and step."""
@@ -245,9 +266,12 @@ class Course:
         if due is None:
             return Server(state, server.previous, server.memory), None
         rows, ids = due.rows, due.ids
-        if len(ids) > 1 and bool((ids[1:] < ids[:-1]).any()):
-            order = ids.argsort(stable=True)
-            rows, ids = rows[order], ids[order]
+        place = ids if len(rows) > len(ids) else torch.arange(len(ids), device=ids.device)
+        order = ids.argsort(stable=True)
+        ids, place = ids[order], place[order]
+        if len(rows) > len(ids) or bool((place[1:] < place[:-1]).any()):
+            out = fed.space.empty(rows, len(ids), rows.shape[1])
+            rows = torch.index_select(rows, 0, place, out=out)
         generator = Generator(fed.device).manual_seed(fed.rule_seed(self.round))
         aggregate = fed.rule(rows, experiment.f_round, previous=server.previous, generator=generator)
         require(fed.rule, aggregate, tuple(rows.shape[1:]), rows)
@@ -266,9 +290,7 @@ class Course:
         own = row.expand(f, -1).clone()
         for other in range(experiment.honest, fed.computing):
             if other != client and self.clients.attempt[other] >= 0:
-                if other not in self.ready:
-                    self._work(fed, ask, other)
-                own[other - experiment.honest] = self.ready[other][1]
+                own[other - experiment.honest] = self._worked(fed, ask, other)[1]
         attempt = int(self.clients.attempt[client])
         view = View(
             n=len(honest) + f if honest else experiment.clients,
@@ -285,6 +307,16 @@ class Course:
         require(attack, forged, (f, fed.width), own)
         self.server = Server(self.server.state, self.server.previous, memory)
         return forged[client - experiment.honest]
+
+
+def held(fed: Federation, models: list[Tensor]) -> list[Tensor] | Tensor:
+    """The model of each client: a table (n, d) in a file where memory is short; otherwise equal ones are one."""
+    if not fed.space.crowded or fed.device != "cpu":
+        return models
+    table = fed.space.empty(models[0], len(models), models[0].numel())
+    for row, model in zip(table, models, strict=True):
+        row.copy_(model)
+    return table
 
 
 def _method(fed: Federation) -> Asynchronous:

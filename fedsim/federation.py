@@ -335,6 +335,11 @@ class Federation(Traffic):
         """What the matrices of a round take: messages, states before and after, and what the server keeps of each."""
         method, row = self.experiment.method, self.width * self.x0.element_size()
         states = sum(value.nbytes for value in self.client_state().values())
+        if isinstance(
+            method, Asynchronous
+        ):  # its state, a row for each client, and the model that each one has
+            tables = method.server_init(self.x0.to("meta"), self.experiment.clients)
+            return sum(value.nbytes for value in tables.values()) + self.experiment.clients * self.x0.nbytes
         kept = self.experiment.clients * row if method.server_memory or method.peer else 0
         rule = self.experiment.rule
         if isinstance(rule, MemoryRule):

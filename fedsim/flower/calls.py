@@ -209,7 +209,7 @@ class Calls(Attempts):
         self.saved = self.line
         return super().dump() | {"accepted": torch.from_numpy(self.accepted.copy()), "line": self.line}
 
-    def restore(self, saved: dict[str, Any], models: Sequence[Tensor]) -> None:
+    def restore(self, saved: dict[str, Any], models: Sequence[Tensor] | Tensor) -> None:
         super().restore(saved, models)
         self.saved = self.line
         self.heap = sorted((w, c) for c, w in enumerate(self.time.tolist()) if self.kind[c] == LOST)

@@ -21,6 +21,7 @@ from torch import Tensor
 from fedsim.check import Invalid
 from fedsim.machine.malloc import MEMORY
 
+FEW = 2**20  # bytes that stay in memory whatever there is
 AHEAD = 2**26  # bytes that are read ahead at a time, a page of each row at least
 
 _files: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by where their memory starts
@@ -45,6 +46,21 @@ class Space:
     def left(self) -> float:
         """GiB of memory for other things."""
         return self.memory - (0 if self.taken > self.memory else self.taken)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the matrices of a round lie in files."""
+        return self.taken > self.memory
+
+    def housed(self, value: Tensor) -> Tensor:
+        """The same numbers where matrices of a round lie: in a file, unless they are few, or fit the memory."""
+        if not self.crowded or value.device.type != "cpu" or value.dim() < 2 or value.nbytes < FEW:
+            return value
+        found = self.empty(value, *value.shape)
+        for row, old in zip(found, value, strict=True):
+            if old.any():  # a new file holds zeros, and no pages
+                row.copy_(old)
+        return found
 
     def empty(self, like: Tensor, *shape: int) -> Tensor:
         """A tensor to be filled, like another in dtype and device; raises `Invalid` where the disk is full."""
