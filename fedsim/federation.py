@@ -140,13 +140,13 @@ class Federation(Traffic):
         index, weight = experiment.batches.draw(self.choice, round, ids, self.sizes[ids], steps)
         place = torch.from_numpy(self.starts[ids][:, None] + index).to(self.device)
         weights = torch.from_numpy(weight).to(self.device)
-        if steps > 1 and (done := self.steps_done(round, ids)) is not None:
-            mine = weights.unflatten(1, (steps, -1))
+        clock, gradients = experiment.clock, experiment.method.gradients
+        if steps > 1 and isinstance(clock, Clock) and clock.work is not None:
+            load = Load(steps * gradients, 0, 0, gradients)
+            done = torch.from_numpy(clock.done(self.keys, ids, round, load, experiment.honest))
+            idle = torch.arange(steps) >= done[:, None]
             weights = (
-                torch.where(torch.arange(steps) < done[:, None], 1.0, 0.0)[:, :, None]
-                .to(mine)
-                .mul(mine)
-                .flatten(1)
+                weights.unflatten(1, (steps, -1)).masked_fill(idle.to(self.device)[:, :, None], 0).flatten(1)
             )
         if steps == 1:
             batch = self._fetched(place, weights)
@@ -163,25 +163,6 @@ class Federation(Traffic):
 
         poisoned = experiment.attack.poison(whole.part(bad), self.classes)
         return Batch(on_inputs(put, whole.x, poisoned.x), put(whole.y, poisoned.y), whole.weight)
-
-    def steps_done(self, round: Round, ids: Ids) -> Tensor | None:
-        """How many of the round's local steps clients `ids` do (k,) in the time that they have; None: all."""
-        clock = self.experiment.clock
-        if not isinstance(clock, Clock) or clock.work is None:
-            return None
-        load = Load(
-            self.experiment.method.steps * self.experiment.method.gradients,
-            0,
-            0,
-            self.experiment.method.gradients,
-        )
-        attempts = np.broadcast_to(round, ids.shape).tolist()
-        return torch.tensor(
-            [
-                clock.steps(self.keys, client, attempt, load, hostile=client >= self.experiment.honest)
-                for client, attempt in zip(ids.tolist(), attempts, strict=True)
-            ]
-        )
 
     def _fetched(self, place: Tensor, weight: Tensor) -> Batch:
         flat = place.flatten()

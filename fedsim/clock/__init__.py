@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedsim.check import Finite, Invalid
 from fedsim.clock.networks import Bandwidth, Network
 from fedsim.clock.paces import Constant, Exponential, Ladder, LogNormal, Pace, Pareto, Turns, Wave
@@ -31,6 +34,9 @@ __all__ = [
     "Turns",
     "Wave",
 ]
+
+
+Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -90,9 +96,11 @@ class Clock(Timing):
         left, back = self.absence(keys, client, now, arrived)
         return Spell(now, sent, arrived) if left == inf else Spell(now, sent, inf, left, back)
 
-    def steps(self, keys: Keys, client: int, attempt: int, load: Load, *, hostile: bool = False) -> int:
-        """Local steps of an attempt that are done within `work`."""
-        return self._worked(keys, client, attempt, 0.0, load, hostile)[0] // load.step
+    def done(self, keys: Keys, ids: Ids, attempt: int | Ids, load: Load, honest: int) -> Ids:
+        """How many local steps clients `ids` (k,) do within `work`, (k,), each in the attempt that it is at, or one."""
+        each = zip(ids.tolist(), np.broadcast_to(attempt, ids.shape).tolist(), strict=True)
+        counts = [self._worked(keys, i, at, 0.0, load, i >= honest)[0] // load.step for i, at in each]
+        return np.array(counts, np.int64)
 
     def _worked(
         self, keys: Keys, client: int, attempt: int, begun: float, load: Load, hostile: bool
