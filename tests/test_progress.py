@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import time
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -43,6 +45,37 @@ def test_in_a_notebook_a_bar_needs_widgets(widgets: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(progress, "Console", partial(Console, force_jupyter=True))
     live = progress.Live("run", 2)
     assert live.drawn == (not live.bar.disable) == widgets
+
+
+CELL = """
+from fedsim import run
+from fedsim.datasets.load import Blobs
+from fedsim.datasets.split import IID
+from fedsim.models import Logistic
+from fedsim.spec import Experiment
+from fedsim.strategies import FedSGD, Mean
+from fedsim.task import Task
+
+task = Task(Blobs(train=30, test=10), Logistic())
+e = Experiment(task=task, split=IID(), clients=3, method=FedSGD(0.1), rule=Mean(), rounds=2)
+run(e, progress=True).accuracy
+"""
+
+
+@pytest.mark.skipif("FEDSIM_LONG" not in os.environ, reason="starts a kernel: set FEDSIM_LONG to run it")
+@pytest.mark.filterwarnings("ignore")  # of Jupyter's own event loops
+def test_in_a_notebook_s_kernel_it_is_shown_below_the_cell() -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    *shown, answer = notebook.cells[0].outputs
+    assert float(answer["data"]["text/plain"]) >= 0
+    told = " ".join(part["data"]["text/plain"] for part in shown)
+    if find_spec("ipywidgets") is None:
+        assert "run: round 2/2, accuracy " in told
+    else:
+        assert any("widget" in kind for part in shown for kind in part["data"])
 
 
 def test_the_time_left_is_whole_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ from fedsim.strategies import (
     EF21,
     MARINA,
     NNM,
+    QFFL,
     SCAFFOLD,
     SSDM,
     SSVRMV,
@@ -60,6 +61,7 @@ from fedsim.strategies import (
     FedPer,
     HeavyBall,
     HeavyTailSign,
+    JaguarSignSGD,
     MajorityVote,
     Mean,
     Median,
@@ -68,7 +70,7 @@ from fedsim.strategies import (
     StochasticVote,
 )
 from fedsim.strategies.methods.ef21 import Normalized
-from fedsim.strategies.methods.estimators import MVR
+from fedsim.strategies.methods.estimators import HM, MVR
 from fedsim.task import Task
 
 
@@ -194,6 +196,7 @@ def test_in_test_mode_a_deployment_is_the_loop(tmp_path: Path) -> None:
     [
         *(SCAFFOLD(lr=0.2), FedDyn(lr=0.2, alpha=0.3), Ditto(lr=0.2), FedPer(lr=0.2, kept=("*.bias",))),
         EF21(MVR(), TopK(0.2, NaturalCompression()), Normalized(0.3), down=TopK(0.2), start="whole"),
+        EF21(HM(), All()),
         *(EControl(up=All(Signs())), EF14(up=RandK(0.3)), DIANA(), MARINA(p=0.4), EF21Muon()),
         *(SignSGD(0.01, zeros="coin"), Signum(0.01), HeavyTailSign(0.01, samples=2)),
         *(StochasticVote(), SSVRMV(), SSDM(), DVRSign()),
@@ -220,6 +223,15 @@ def test_what_a_method_keeps_of_a_client_is_on_the_device(method: Method, tmp_pa
         fed = Federation(e)
         sent = [3 * (-(-fed.uplink_bits(t) // 8) + 128) for t in range(e.rounds)]
         assert result.frame["bytes"].tolist() == sent
+
+
+@pytest.mark.parametrize("method", [JaguarSignSGD(lr=0.1), QFFL(lr=0.2)], ids=repr)
+def test_losses_are_taken_on_the_device(method: Method, tmp_path: Path) -> None:
+    """And numbers that all draw alike; messages of a width of their own."""
+    e = small(method=method, rule=Mean(), privacy=None, cohort=3, f=0)
+    result, aside = Site(tmp_path).run(e)
+    assert not aside
+    assert same(result, run(e, engine="loop", device="cpu"))
 
 
 def digits(**changes: Any) -> Experiment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,15 +22,27 @@ from fedsim.flower.grid import FIRST_NODE, InProcessGrid
 from fedsim.flower.order import Order
 from fedsim.flower.strategy import MethodStrategy
 from fedsim.layout import flatten
+from fedsim.messages import All
 from fedsim.privacy import ExampleDP
 from fedsim.runner import run
-from fedsim.strategies import NNA, Median, MoNNA
+from fedsim.strategies import EF21, NNA, SCAFFOLD, JaguarSignSGD, Median, MoNNA
 from fedsim.strategies.flower import RobustStrategy
+from fedsim.strategies.methods.estimators import HM
 from fedsim.types import View
 
 
-def test_a_method_as_a_strategy_is_the_run() -> None:
-    e = small(clients=6, byzantine=1, attack=IPM(2.0), cohort=5)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"method": SCAFFOLD(lr=0.2), "privacy": None},  # tells two things, messages of another width
+        {"method": JaguarSignSGD(lr=0.1), "privacy": None},  # losses, and numbers that all draw alike
+        {"method": EF21(HM(), All()), "privacy": None},  # Hessian products
+    ],
+    ids=["gradients", "tells", "losses", "products"],
+)
+def test_a_method_as_a_strategy_is_the_run(changes: dict[str, Any]) -> None:
+    e = small(clients=6, byzantine=1, attack=IPM(2.0), cohort=5, **changes)
     strategy = MethodStrategy(e)
     grid = InProcessGrid(client_app(Simulated(lambda order: strategy.fed)), e.clients)
     result = strategy.start(grid, strategy.initial_arrays, num_rounds=e.rounds)
