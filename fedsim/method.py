@@ -148,6 +148,11 @@ class Method(Component):
         owner = next(cls for cls in type(self).__mro__ if "client_step" in vars(cls))
         return bool(vars(owner).get("idles", False))
 
+    @property
+    def backprops(self) -> int:
+        """Backward passes of a client in a round, a product with a Hessian as one; at most, where it draws them."""
+        return self.steps * self.gradients
+
     def width(self, layout: Layout) -> int:
         """Numbers in a message; `layout` has the blocks of x."""
         return layout.width

@@ -114,15 +114,20 @@ def look(number: int) -> dict[str, Any]:
 
 
 def over_rounds(
-    name: str, lines: list[tuple[str, pd.DataFrame]], metric: str, label: str, log: bool = True
+    name: str,
+    lines: list[tuple[str, pd.DataFrame]],
+    metric: str,
+    label: str,
+    log: bool = True,
+    along: str = "round",
 ) -> Plot:
-    """A metric over rounds: the mean over seeds, in a band from the lowest to the highest."""
+    """A metric over rounds, or along another column: the mean over seeds, in a band from the lowest to the highest."""
     with inked():
         figure, (axes,) = canvas()
         plot = Plot(name, figure)
         for number, (title, runs) in enumerate(lines):
             held = runs[metric].astype(float)  # a run whose every value is none has objects
-            shown = held.groupby(runs["round"]).agg(["mean", "min", "max"])
+            shown = held.groupby(runs[along]).agg(["mean", "min", "max"])
             scale = 100 if metric == "accuracy" else 1
             gid, style = f"s-{name}-{number}", look(number)
             axes.plot(shown.index, scale * shown["mean"], gid=gid, linewidth=1.8, **style)
@@ -131,7 +136,7 @@ def over_rounds(
                 linewidth=0, gid=f"{gid}-band",
             )  # fmt: skip
             plot.lines.append((gid, title, style["color"]))
-        axes.set(xlabel="round", ylabel=label, xlim=(0, None))
+        axes.set(xlabel=along, ylabel=label, xlim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if metric == "accuracy":
             _percent([axes], [runs["accuracy"] for _, runs in lines])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import pandas as pd
@@ -89,6 +89,23 @@ def bits(results: Results) -> Section | None:
         )
     text = "Each line is the mean over seeds; bits are those of a client so far, counted, headers aside."
     return Section("Against bits", text, figures)
+
+
+def work(results: Results) -> Section | None:
+    """Loss and accuracy against backward passes, where runs differ in how many a round takes."""
+    each = {run.record.fingerprint: run.experiment.method.backprops for run in results.runs}
+    if len(set(each.values())) < 2:
+        return None
+    passes = results.frame["round"] * results.frame["experiment"].map(each)
+    counted = replace(results, frame=results.frame.assign(backprops=passes))
+    draw = partial(plots.over_rounds, along="backprops")
+    figures = [_over(counted, "loss", "loss-backprops", "test loss", "Loss against backprops", draw)]
+    if results.of_classes:
+        title = "Accuracy against backprops"
+        figures.append(_over(counted, "accuracy", "accuracy-backprops", "test accuracy, %", title, draw))
+    return Section(
+        "Against work", "Each line is the mean over seeds; backward passes of a client so far.", figures
+    )
 
 
 def diagnostics(results: Results) -> Section | None:
@@ -223,6 +240,7 @@ ALL: tuple[Callable[[Results], Section | None], ...] = (
     rounds,
     seconds,
     bits,
+    work,
     diagnostics,
     cost,
     splits,

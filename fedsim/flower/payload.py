@@ -40,7 +40,7 @@ def received(fed: Federation, record: ArrayRecord, round: int) -> Tensor:
         raise Invalid(f"message with arrays {sorted(record)[:4]}: must be {COMPRESSED!r} alone")
     fields = by.fields(layout)
     packed = decode(record[COMPRESSED], COMPRESSED, ((bits(fields) + 7) // 8,), "u")
-    row = by.decode(unpack_payload(packed.astype(np.uint8).tobytes(), fields), layout, places(fed, round))
+    row = by.decode(unpack_payload(packed.tobytes(), fields), layout, places(fed, round))
     if not row.isfinite().all():
         raise Invalid("message with NaN or Inf")
     return row

@@ -106,6 +106,10 @@ class EF21(Clipped):
         return self.estimator.gradients
 
     @property
+    def backprops(self) -> int:
+        return self.estimator.backprops
+
+    @property
     def uplink(self) -> Compressor:
         return self.up
 

@@ -52,6 +52,10 @@ class Estimator(Component):
 
     gradients: ClassVar[int] = 1
 
+    @property
+    def backprops(self) -> int:
+        return self.gradients
+
     def init(self, x: Tensor) -> State:
         """What a client keeps for it, before its first round."""
         return {}
@@ -145,6 +149,10 @@ class HM(_WithModel):
 
     eta: Weight = Decay(2 / 3)
     random: bool = False
+
+    @property
+    def backprops(self) -> int:
+        return 3 if self.random else 2  # at a point of its own a Hessian takes a gradient there as well
 
     @property
     def weight(self) -> float | Decay:

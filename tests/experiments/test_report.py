@@ -37,6 +37,7 @@ from fedsim.experiments.report.sections import (
     seconds,
     surface,
 )
+from fedsim.experiments.report.sections import work as work_done
 from fedsim.experiments.study import Score, Study, axes
 from fedsim.experiments.sweep.run import Sweep
 from fedsim.experiments.sweep.workers import Job, work
@@ -46,6 +47,7 @@ from fedsim.privacy import ExampleDP, MessageDP
 from fedsim.runner import run
 from fedsim.spec import Experiment
 from fedsim.strategies import EF21, NNA, ByzClip21SGD2M, HeavyBall, Krum, Mean, MoNNA, SignSGD
+from fedsim.strategies.methods.estimators import HM, LastGradient
 
 TABLE = {
     "rule": ["Median", "Mean"],
@@ -386,6 +388,21 @@ def test_figures_against_bits_hold_what_was_counted(tmp_path: Path) -> None:
         drawn = sorted(tuple(map(tuple, line.get_xydata())) for line in panel.get_lines())
         runs = [frame for _, frame in results.frame.groupby("experiment")]
         assert drawn == sorted(tuple(zip(f[names].sum(axis=1), f["loss"], strict=True)) for f in runs)
+
+
+def test_figures_against_work_count_backward_passes(tmp_path: Path) -> None:
+    """A gradient and a Hessian product a round are two, and three where the Hessian is at another point."""
+    base = replace(SMALL, privacy=None, rounds=4, evaluate_every=2)
+    for estimator in (LastGradient(), HM(), HM(random=True)):
+        run(replace(base, method=EF21(estimator)), out=tmp_path / repr(estimator))
+    section = work_done(results := Results.of(tmp_path))
+    assert section is not None
+    assert work_done in ALL
+    (plot,) = section.figures[0].plots.values()
+    ends = {tuple(line.get_xdata()) for line in plot.figure.axes[0].get_lines()}
+    assert ends == {(2, 4), (4, 8), (6, 12)}
+    plain = replace(results, runs=results.runs[:1])
+    assert work_done(plain) is None
 
 
 def test_a_report_names_damaged_records_and_leaves_them_out(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from fedsim.messages import (
     TopK,
     Votes,
 )
-from fedsim.messages.coder import Uniform
+from fedsim.messages.coder import Uniform, bits_of
 from fedsim.messages.largest import largest
 from fedsim.messages.payload import bits, pack, unpack
 
@@ -238,6 +238,54 @@ def test_malformed_payloads_are_refused() -> None:
         pack({"value": good["value"]}, fields)
     with pytest.raises(Invalid, match="more than"):
         pack(good | {"index": good["index"] + np.uint64(2**40)}, fields)
+
+
+def most_numbers(by: Compressor) -> int:
+    """How many numbers that are not 0 a message can say."""
+    if isinstance(by, ByLayer):
+        return sum(most_numbers_of(by.inner, Layout((block,))) for block in LAYOUT.blocks)
+    return most_numbers_of(by, LAYOUT)
+
+
+def most_numbers_of(by: Compressor, layout: Layout) -> int:
+    if isinstance(by, Threshold):
+        by = TopK(by.most, by.coder)
+    return by.k(layout) if isinstance(by, TopK | RandK) else layout.width
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=repr)
+def test_any_bytes_are_a_message_or_refused(compressor: Compressor) -> None:
+    """Noise, all ones, and honest bytes with some of them changed: `Invalid`, or no more numbers than there may be."""
+    fields, random = compressor.fields(LAYOUT), np.random.default_rng(0)
+    size, spare = (bits(fields) + 7) // 8, -bits(fields) % 8
+    honest = np.frombuffer(pack(compressor.encode(vectors(4)[2], LAYOUT, source(1), source(7)), fields), "u1")
+    read = 0
+    for trial in range(60):
+        blob = honest.copy()
+        if trial % 3:
+            blob[random.integers(size, size=trial // 3 + 1)] ^= np.uint8(1 << random.integers(8))
+        else:
+            blob[:] = 255 if trial == 0 else random.integers(256, size=size)
+        blob[-1] &= 255 >> spare
+        try:
+            row = compressor.decode(unpack(blob.tobytes(), fields), LAYOUT, source(7))
+        except Invalid:
+            continue
+        read += 1
+        assert (row.shape, row.dtype) == ((D,), torch.float32)
+        assert int((row != 0).sum()) <= most_numbers(compressor)
+    assert read or isinstance(compressor, Threshold | TopK | ByLayer)
+
+
+def test_scales_and_exponents_that_no_honest_client_sends_are_not_finite() -> None:
+    """They are refused where a message is received, for what is read is NaN or infinite throughout."""
+    nan, inf = (bits_of(torch.tensor([x])).numpy().astype(np.uint64) for x in (torch.nan, torch.inf))
+    for coder in (Signs(), StochasticSigns(), QSGD(), Ternary()):
+        sent = coder.write(torch.ones(7), source(1))
+        for scale in (nan, inf):
+            assert not coder.read(sent | {"scale": scale}).isfinite().any()
+    half = Float16().write(torch.tensor([0.0, 1.0, -0.5]), source(1))
+    assert not Float16().read(half | {"exponent": np.array([511], np.uint64)})[1:].isfinite().any()
 
 
 def test_rank_k_is_the_best_of_its_rank() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord
 from resuming import resumed_to_the_bit
 from small import final, small
 from torch import Tensor
@@ -213,6 +214,10 @@ def test_what_travels_is_what_is_counted(method: Method) -> None:
     assert torch.equal(received(fed, record, 2), answered.message)
     with pytest.raises(Invalid, match=r"bytes|shape"):
         received(fed, pack(travelling(fed, answered, 2)[:-1]), 2)
+    with pytest.raises(Invalid, match="bytes"):  # eight bytes for one, or words that do not fit into a byte
+        received(
+            fed, ArrayRecord({"compressed": Array(travelling(fed, answered, 2).numpy().astype("u8"))}), 2
+        )
     with pytest.raises(Invalid, match="must be 'compressed'"):
         received(fed, pack(answered.message), 2)
 
