@@ -50,18 +50,22 @@ def check(folder: Path, reach: bool = True) -> list[Finding]:
         looks, certificate = _server(Site(folder.resolve()), reach), folder / "server" / "server.pem"
     else:
         raise Invalid(f"{folder}: neither a device's folder (uplink.toml) nor a deployment's (deploy.toml)")
-    findings = [
-        Finding(what, _said(look)) for what, look in ({"version of flwr": flower_version} | looks).items()
-    ]
+    findings = [_found(what, look) for what, look in ({"version of flwr": flower_version} | looks).items()]
     return [*findings, *_notes(folder, certificate)]
 
 
-def _said(look: Callable[[], object]) -> str:
+class Away(Invalid):
+    """What is not there now, and need not be."""
+
+
+def _found(what: str, look: Callable[[], object]) -> Finding:
     try:
         look()
+    except Away as error:
+        return Finding(what, note=str(error))
     except (Invalid, OSError, ValueError, InvalidSignature) as error:
-        return str(error) or type(error).__name__
-    return ""
+        return Finding(what, wrong=str(error) or type(error).__name__)
+    return Finding(what)
 
 
 def _notes(folder: Path, certificate: Path) -> list[Finding]:
@@ -69,7 +73,7 @@ def _notes(folder: Path, certificate: Path) -> list[Finding]:
     terms = _terms(Place(folder)) if (folder / "uplink.toml").exists() else None
     if terms is not None and terms.wide_open:
         found.append(Finding("what the terms allow", note=OPEN))
-    if certificate.exists() and not _said(lambda: valid(certificate)):
+    if certificate.exists() and not _found("certificate", lambda: valid(certificate)).wrong:
         ends = _load(certificate).not_valid_after_utc
         if ends < datetime.now(UTC) + SOON:
             found.append(Finding("certificate", note=f"ends on {ends:%Y-%m-%d}: fedsim deploy renew"))
@@ -196,7 +200,7 @@ def free(link: Link) -> None:
 
 
 def reachable(host: str, port: int, place: Place) -> None:
-    """Raise `Invalid` where nobody listens, or somebody whose certificate the authority did not sign."""
+    """Raise `Away` where nobody listens, `Invalid` where somebody does whose certificate the authority did not sign."""
     try:
         with socket.create_connection((host, port), timeout=5) as plain:
             context = ssl.create_default_context(cafile=str(place.authority))
@@ -208,10 +212,10 @@ def reachable(host: str, port: int, place: Place) -> None:
         raise Invalid(f"{host}:{port}: its certificate is refused ({error.verify_message})") from None
     except ssl.SSLError as error:
         raise Invalid(f"{host}:{port}: does not speak TLS ({error.reason})") from None
+    except (ConnectionRefusedError, TimeoutError):
+        raise Away(f"{host}:{port}: nobody listens now; there is a server while a run lasts") from None
     except OSError as error:
-        raise Invalid(
-            f"{host}:{port}: not reachable ({error.strerror or error}); there is a server while a run lasts"
-        ) from None
+        raise Invalid(f"{host}:{port}: not reachable ({error.strerror or error})") from None
 
 
 def _load(path: Path) -> x509.Certificate:

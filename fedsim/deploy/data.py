@@ -55,8 +55,8 @@ def _labels(y: Tensor, classes: int) -> Tensor:
         y.numel() and not 0 <= int(y.min()) <= int(y.max()) < classes
     ):
         raise Invalid(
-            f"labels that are not from 0 to {classes - 1} (classes = {classes}); allowed is classes = 0 for "
-            "numbers to be met"
+            f"labels that are no classes: allowed are labels from 0 to {classes - 1} (classes = {classes}), or "
+            "classes = 0 for numbers to be met"
         )
     return whole
 

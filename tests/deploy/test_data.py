@@ -208,8 +208,8 @@ def test_the_data_of_an_experiment_are_not_read_where_a_device_has_its_own(tmp_p
 
 FAULTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "no labels": ({"x": X}, 2, "no examples x and y"),
-    "classes beyond": ({"x": X, "y": YES + 1}, 2, "not from 0 to 1"),
-    "a class with a point": ({"x": X, "y": NUMBERS}, 2, "allowed is classes = 0"),
+    "classes beyond": ({"x": X, "y": YES + 1}, 2, "labels from 0 to 1"),
+    "a class with a point": ({"x": X, "y": NUMBERS}, 2, "or classes = 0 for numbers"),
     "fewer labels": ({"x": X, "y": YES[:-1]}, 2, "must be x"),
     "one of several that is shorter": ({"a": X, "b": X[:-1], "y": YES}, 2, "must be x"),
     "nothing": ({"x": X[:0], "y": YES[:0]}, 2, "m at least one"),

@@ -19,8 +19,9 @@ from fedsim.cli.app import app
 from fedsim.deploy import enrol, pki
 from fedsim.deploy.check import check
 from fedsim.deploy.data import examples
+from fedsim.deploy.local import free_port
 from fedsim.deploy.registry import Registry
-from fedsim.deploy.site import Link, Place, Site
+from fedsim.deploy.site import Link, Place, Site, Uplink
 from fedsim.deploy.terms import Terms
 from fedsim.link.identity import identity_of, node_of
 
@@ -176,7 +177,9 @@ def test_nothing_is_wrong_with_what_init_makes(site: Path) -> None:
     assert not wrong(site)
     assert not wrong(folder)
     assert "any experiment, also without noise" in deploy("check", folder, "--offline")
-    assert "not reachable" in deploy("check", folder, code=2)
+    assert "not reachable" in deploy("check", folder, code=2)  # a name that nobody has
+    Uplink(server=f"127.0.0.1:{free_port()}").save(folder / "uplink.toml")
+    assert "NOTE   server: 127.0.0.1:" in deploy("check", folder)  # there is a server while a run lasts
 
 
 def test_a_device_without_a_certificate_is_told(site: Path) -> None:
