@@ -77,7 +77,7 @@ class About:
 
 
 class Metric(Component):
-    """What a model is worth, by name."""
+    """What a model is worth, by name; one's own is a function, or an `OfExamples`."""
 
     @property
     def name(self) -> str:
@@ -306,6 +306,8 @@ def as_metric(value: Any) -> Any:
     metric = own(value)() if isfunction(value) else value
     if isinstance(metric, Metric) and metric.name in TAKEN:
         raise Invalid(f"metrics = {metric.name}: is in every record; allowed is another name")
+    if isinstance(metric, Metric) and not isinstance(metric, OfOutputs | GradientNorm):
+        raise Invalid(f"metrics = {metric.name}: must be a function of outputs and labels, or an OfExamples")
     return metric
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from fedsim.metrics import (
     GradientNorm,
     MacroF1,
     Metric,
+    OfExamples,
     Recall,
 )
 from fedsim.models import Logistic
@@ -182,6 +183,18 @@ def test_they_are_in_the_record_the_frame_and_the_definition(tmp_path: Path) -> 
         Experiment.from_json(e.to_json())
 
 
+@dataclass(frozen=True)
+class Bare(Metric):
+    def __call__(self, outputs: Tensor, y: Tensor) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Ones(OfExamples):
+    def __call__(self, outputs: Tensor, y: Tensor) -> float:
+        return 1.0
+
+
 @pytest.mark.parametrize(
     ("metric", "changed", "sentence"),
     [
@@ -207,6 +220,9 @@ def test_metrics_that_cannot_be(metric: Any, changed: dict[str, Any], sentence: 
     assert sentence in str(error.value)
     with pytest.raises(Invalid, match="metrics = loss: is in every record"):
         experiment(loss)
+    with pytest.raises(Invalid, match="metrics = Bare: must be a function of outputs and labels"):
+        experiment(Bare())
+    assert run(experiment(Ones())).frame["Ones"].iloc[-1] == 1
 
 
 def test_who_holds_out_keeps_whose_the_examples_are() -> None:
