@@ -113,6 +113,20 @@ def growth(
 
 @app.command()
 @guarded
+def events(
+    clients: Annotated[list[int], typer.Option(min=2, help="Clients; repeat.")] = [100, 10_000],
+    count: Annotated[int, typer.Option(min=1, help="Messages in a turn.")] = 300,
+    turns: Annotated[int, typer.Option(min=1, help="Turns to time.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Messages a second of asynchronous methods, beside gradients worked out one by one."""
+    from fedsim.experiments.bench.events import bench_events
+
+    _print(bench_events(clients, count, turns), as_json)
+
+
+@app.command()
+@guarded
 def absent(
     registered: Annotated[list[int], typer.Option(min=100, help="Registered clients; repeat.")] = [
         1_000,
