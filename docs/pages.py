@@ -40,7 +40,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def pages() -> dict[str, str]:
     """All generated pages by path."""
-    found = {"studies.md": studies(), "components/index.md": overview()}
+    found = {"studies.md": studies(), "gallery.md": gallery(), "components/index.md": overview()}
     found |= {f"studies/{name}.md": study(name, recipe) for name, recipe in recipes_of_studies().items()}
     for kind in catalog.KINDS:
         members = catalog.names(kind)
@@ -88,6 +88,30 @@ def studies() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def gallery() -> str:
+    """The first figure of each study that was measured, with the command that makes it."""
+    parts = [
+        "# Gallery",
+        "What each recipe's report begins with. Its page has the protocol, the table and what is missing.",
+    ]
+    for name, function in recipes_of_studies().items():
+        for folder, option in ((RESULTS / name, ""), (RESULTS / f"{name}-reduced", " --reduced")):
+            if pictures := figures(folder):
+                parts += [
+                    f"## [{name}](studies/{name}.md)",
+                    prose(first_line(function)),
+                    f"![{name}](results/{folder.name}/{pictures[0]})",
+                    f"```text\nfedsim sweep {name}{option} && fedsim report sweeps/{folder.name}\n```",
+                ]
+                break
+    return "\n\n".join(parts) + "\n"
+
+
+def figures(folder: Path) -> list[str]:
+    """The names of a study's pictures, those that say most first."""
+    return list(dict.fromkeys(file.name for start in FIRST for file in sorted(folder.glob(f"{start}*.svg"))))
+
+
 def recipes_of_studies() -> dict[str, Callable[..., Study]]:
     found = {name: getattr(recipes, name) for name in recipes.__all__}
     return {name: function for name, function in found.items() if isinstance(function(), Study)}
@@ -117,8 +141,7 @@ def measured(name: str) -> list[str]:
             parts += [f"## {title}", facts(table)]
             parts += [f"[The report]({place}/index.html)."] if (folder / "index.html").exists() else []
             parts += [moved(folder / "text.md")] if (folder / "text.md").exists() else []
-            pictures = [file.name for start in FIRST for file in sorted(folder.glob(f"{start}*.svg"))]
-            parts += [f"![{name}]({place}/{picture})" for picture in dict.fromkeys(pictures)]
+            parts += [f"![{name}]({place}/{picture})" for picture in figures(folder)]
             for file in sorted(folder.glob("*.csv")):
                 if file.stem != "table":
                     parts += [f"By `{file.stem}` of the recipe's module:", markdown(pd.read_csv(file))]

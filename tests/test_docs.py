@@ -95,6 +95,8 @@ def test_every_component_has_a_page(pages: dict[str, str]) -> None:
         if isinstance(getattr(recipes, name)(), Study):
             assert pages[f"studies/{name}.md"].startswith(f"# {name}\n")
             assert f"(studies/{name}.md)" in pages["studies.md"]
+            pictured = list((DOCS / "results").glob(f"{name}*/*.svg"))
+            assert (f"![{name}](results/{name}" in pages["gallery.md"]) == bool(pictured)
 
 
 def test_the_page_of_methods_names_what_there_is() -> None:
