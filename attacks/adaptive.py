@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsim.attacks.forecast import Forecast, Path
 from fedsim.attacks.objective import Aim, Objective, aim_of
-from fedsim.attacks.search import strongest
+from fedsim.attacks.search import first_best, known, strongest
 from fedsim.attacks.vector import ALIE, Line
 from fedsim.check import Count, Finite
 from fedsim.types import Attack, Knowledge, State, Target, View
@@ -66,8 +66,8 @@ def best_factor(view: View, origin: Tensor, direction: Tensor, aim: Aim, bound: 
 
 
 def worst_of(damage: Damage, factors: Tensor) -> float:
-    """The one of a few factors that does most damage."""
-    return float(factors[damage(factors).nan_to_num(-torch.inf).argmax()])
+    """The one of a few factors that does most damage, among equals the first."""
+    return first_best(factors, known(damage(factors)))
 
 
 def damage_along(view: View, origin: Tensor, direction: Tensor, aim: Aim) -> tuple[Damage, Path]:

@@ -19,7 +19,7 @@ def strongest(damage: Callable[[Tensor], Tensor], factors: Tensor) -> float:
     highest 2, and the highest. A peak may be the edge of a cliff: where a rule stops being fooled, the best factor is
     the last one before. Of damages that are as good as the same the lowest factor counts.
     """
-    values = _known(damage(factors))
+    values = known(damage(factors))
     inner = torch.linspace(0, 1, BETWEEN + 2, dtype=torch.float64)[1:-1]
     for count in PEAKS:
         peaks = _peaks(values, count)
@@ -28,15 +28,21 @@ def strongest(damage: Callable[[Tensor], Tensor], factors: Tensor) -> float:
         if len(gaps) == 0:
             break
         new = torch.lerp(factors[gaps, None], factors[gaps + 1, None], inner).flatten()
-        factors, values = torch.cat([factors, new]), torch.cat([values, _known(damage(new))])
+        factors, values = torch.cat([factors, new]), torch.cat([values, known(damage(new))])
         order = factors.argsort()
         factors, values = factors[order], values[order]
+    return first_best(factors, values)
+
+
+def first_best(factors: Tensor, values: Tensor) -> float:
+    """The first of the factors whose values are as good as the highest."""
     best = values.max()
     tied = (values == best) | (values >= best - TIED * best.abs())
     return float(factors[tied.nonzero()[0, 0]])
 
 
-def _known(values: Tensor) -> Tensor:
+def known(values: Tensor) -> Tensor:
+    """With what is no number the lowest."""
     return values.nan_to_num(-torch.inf, torch.inf, -torch.inf)
 
 

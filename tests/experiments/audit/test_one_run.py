@@ -121,6 +121,15 @@ def test_less_noise_is_seen_in_one_run():
     assert found.estimate > 1.3 * found.epsilon
 
 
+def test_one_run_says_what_it_would_have_seen():
+    short = central(rounds=4)
+    found = one_shot(short, canaries=50)
+    assert 0.9 < found.noise_caught < 1
+    assert not one_shot(short, canaries=50, noise_factor=found.noise_caught).passed
+    for word in ("assumes", "cannot see", "would see", f"times {found.noise_caught:.4f} by its size"):
+        assert word in str(found)
+
+
 def test_one_run_is_for_a_server_that_adds_noise_to_all():
     with pytest.raises(Invalid, match="one run tells of noise that a server adds"):
         one_shot(central(privacy=ExampleDP(clip=1.0, noise=1.0)))
