@@ -60,6 +60,7 @@ class Attempts:
     told: int = 0
     dropped: int = 0
     heap: list[tuple[float, int]] = field(default_factory=list)
+    over: bool = False  # the last update is made: devices are asked nothing any more
 
     @classmethod
     def none(cls, fed: Federation) -> Self:

@@ -81,6 +81,7 @@ class Course:
         models = dict(zip(saved["versions"].tolist(), found["models"], strict=True))
         heard = dict(zip(saved["heard ids"].tolist(), found["heard"], strict=True))
         mine = held(fed, [models[version] for version in saved["clients"]["version"].tolist()])
+        clients.over = saved["round"] >= fed.experiment.rounds
         clients.restore(saved["clients"], mine)
         state = found["server"]["state"]
         found["server"]["state"] = {name: fed.space.housed(value) for name, value in state.items()}
@@ -194,6 +195,7 @@ class Course:
             row = self._forged(fed, ask, client, row)
         state, due = method.arrive(self.server.state, row, client, self.round - int(clients.version[client]))
         self.server, seen = self._moved(fed, state, due)
+        clients.over = self.round >= fed.experiment.rounds
         again = method.restart(self.server.state, client, due is not None)
         for other in again:
             if other == client or clients.interrupt(other, self.seconds):

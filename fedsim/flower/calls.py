@@ -73,6 +73,7 @@ class Calls(Attempts):
         made = cls.none(fed)
         made.remote, made.accepted, made.line, made.saved = remote, made.attempt.copy(), 0, 0
         made.orders, made.came, made.failures, made.bytes = {}, deque(), Counter(), 0
+        remote.metrics = {"asked": 0, "answered": 0, "bytes": 0}
         made.zero = time.monotonic() - (made.tape[-1].seconds if made.tape else 0.0)
         return made
 
@@ -186,6 +187,8 @@ class Calls(Attempts):
 
     def _order(self, client: int, model: Tensor) -> None:
         """Ask a device, unless the tape has what comes of it."""
+        if self.over:
+            return
         attempt = int(self.attempt[client])
         for line in self.tape[self.line :]:
             if (line.client, line.attempt) == (client, attempt):

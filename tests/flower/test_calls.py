@@ -231,6 +231,17 @@ def test_a_server_that_dies_takes_up_every_arrival_as_it_was(name: str, at: int,
     assert same(rest, replayed(e, tmp_path))
 
 
+def test_once_the_last_update_is_made_nobody_is_asked(tmp_path: Path) -> None:
+    """What a device answers it has paid for: no order after the end, nor where a finished run is resumed."""
+    e = experiment(method=AsyncSGD(lr=0.1), rounds=3)
+    grid = Slow(Federation(e))
+    live = served(e, tmp_path, grid)
+    assert len(grid.asked) == CLIENTS + 2  # after the first and the second update, and not after the third
+    assert same(live, served(e, tmp_path, grid, resume=True))
+    assert len(grid.asked) == CLIENTS + 2
+    assert same(live, replayed(e, tmp_path))
+
+
 def test_the_grid_engine_is_the_loop_to_the_bit() -> None:
     """Through Flower's messages, each client at its own attempt and model."""
     for name in ("malenia", "fedbuff"):
