@@ -27,7 +27,7 @@ Ids = NDArray[np.int64]
 class States:
     """The clients' states after a round; `after` gives those after the next. A state before the first round is `first`.
 
-    The rows of the last round stay as they came, without a copy, until other clients are asked for. Only the newest
+    The rows of the last round stay as they came, without a copy, until other clients have new ones. Only the newest
     value is of use: it shares its shelf with those before it.
     """
 
@@ -58,8 +58,12 @@ class States:
         """The states (k, ...) of clients `ids`, to be read only."""
         if self._newest is not None and np.array_equal(ids, self._newest[0]):
             return self._newest[1]
-        self._settle()
-        return self._shelf.get(ids)
+        found = self._shelf.get(ids)
+        if self._newest is not None and not self._settled:  # what lies there may be another round's still, and stays so
+            _, here, there = np.intersect1d(ids, self._newest[0], assume_unique=True, return_indices=True)
+            for name, value in found.items():
+                value[torch.from_numpy(here).to(value.device)] = self._newest[1][name][torch.from_numpy(there)]
+        return found
 
     def after(self, ids: Ids, states: State) -> States:
         """The states once clients `ids` have the new ones (k, ...)."""
