@@ -59,10 +59,14 @@ class States:
         if self._newest is not None and np.array_equal(ids, self._newest[0]):
             return self._newest[1]
         found = self._shelf.get(ids)
-        if self._newest is not None and not self._settled:  # what lies there may be another round's still, and stays so
+        if (
+            self._newest is not None and not self._settled
+        ):  # what lies there may be another round's still, and stays so
             _, here, there = np.intersect1d(ids, self._newest[0], assume_unique=True, return_indices=True)
             for name, value in found.items():
-                value[torch.from_numpy(here).to(value.device)] = self._newest[1][name][torch.from_numpy(there)]
+                value[torch.from_numpy(here).to(value.device)] = self._newest[1][name][
+                    torch.from_numpy(there)
+                ]
         return found
 
     def after(self, ids: Ids, states: State) -> States:

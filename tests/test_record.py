@@ -75,7 +75,9 @@ def test_stopped_while_a_round_is_measured(
     tmp_path: Path, place: str, rounds: int, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The round counts with its line or not at all, whether the interrupt comes before the line is there or after."""
-    method = ByzClip21SGD2MPlus(lr=0.5, tau=0.3, beta=0.6, beta_hat=0.7)  # what clients keep shows in what they send
+    method = ByzClip21SGD2MPlus(
+        lr=0.5, tau=0.3, beta=0.6, beta_hat=0.7
+    )  # what clients keep shows in what they send
     experiment, calls = replace(PRIVATE, method=method, rounds=rounds), count(1)
     whole = run(experiment)
     owner = runner if place == "evaluate" else Record

@@ -64,11 +64,14 @@ def members(result: Result) -> list[int]:
 
 @pytest.mark.parametrize("rule", [Median(), Krum()], ids=repr)
 def test_it_takes_the_member_that_direct_runs_show_to_be_most_damaging(rule: Rule) -> None:
-    """The chosen one's run is that of the member alone, to the bit; and no other leaves clearly less."""
+    """The chosen one's run is that of the member alone; and no other leaves clearly less.
+
+    Up to rounding: with a member that poisons data more clients compute, and products are of other sizes.
+    """
     portfolio = run(experiment(Portfolio(SOME, choices=1), rule=rule, rounds=24))
     direct = [run(experiment(member, rule=rule, rounds=24)) for member in SOME]
     (place,) = set(members(portfolio))
-    assert torch.equal(model(portfolio), model(direct[place]))
+    torch.testing.assert_close(model(portfolio), model(direct[place]), rtol=1e-4, atol=1e-5)
     assert portfolio.accuracy <= min(result.accuracy for result in direct) + 0.02
     (note,) = portfolio.notes
     assert note == f"attack: the adversary's pilot runs on a copy of all clients' data chose {SOME[place]!r}"
