@@ -25,7 +25,7 @@ from fedsim.experiments.recipes.ringleader import ringleader
 from fedsim.experiments.recipes.sign_votes import sign_votes
 from fedsim.experiments.recipes.speeds import speeds
 from fedsim.experiments.recipes.surface import surface
-from fedsim.experiments.recipes.untuned import untuned
+from fedsim.experiments.recipes.untuned import untuned, untuned_resnet
 from fedsim.experiments.recipes.writers import writers
 
 __all__ = [
@@ -56,5 +56,6 @@ __all__ = [
     "speeds",
     "surface",
     "untuned",
+    "untuned_resnet",
     "writers",
 ]

@@ -80,7 +80,7 @@ def test_the_reduced_setting_runs(name: str) -> None:
         found, refused = searches(cells, study.tuning)
         assert not refused
         assert all(len(search.points) == len(list(study.tuning.points())) for search in found)
-    coloured = name in ("baselines", "cifar_robust")
+    coloured = name in ("baselines", "cifar_robust", "untuned_resnet")
     dataset = pictures(32, 3) if coloured else words() if name == "layer_bits" else pictures()
     result = run(replace(cells[-1].experiment, rounds=1), dataset=dataset)
     assert 0 <= result.accuracy <= 1
