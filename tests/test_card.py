@@ -58,7 +58,7 @@ pytestmark = pytest.mark.skipif("FEDSIM_LONG" not in os.environ, reason="minutes
 
 # What the host reads, and why: anything else fails. For a "number" and a "shape" it waits, a "copy" moves a tensor.
 MEANT = {
-    "copy attacks/adaptive.py:best_factor.run": "a damage for each factor that is tried",
+    "copy attacks/adaptive.py:damage_along.run": "a damage for each factor that is tried",
     "copy attacks/forecast.py:Forecast._reduced": "a damage for each factor that is tried",
     "copy attacks/forecast.py:_against": "inner products with what damage is measured by, once a round",
     "copy attacks/forecast.py:_measure": "inner products of the rows, a small matrix",
