@@ -295,6 +295,27 @@ def test_a_device_listens_to_signals(live: Yard, tmp_path: Path) -> None:
     live.start(0)
 
 
+def test_what_init_writes_is_what_runs(live: Yard) -> None:
+    """A device and the server by the commands of their units, in a bare environment: a run, and a clean end."""
+    until(
+        lambda: [line["event"] for line in events(live, 0)][-1:] not in ([], ["stopped"])
+    )  # it is up, and listens
+    live.processes[0].terminate()
+    assert live.processes[0].wait(60) == 0
+    command, how = by_unit(live.place(0).folder, "device")
+    with (live.place(0).folder / "log").open("ab") as log:
+        live.processes[0] = subprocess.Popen(command, **how, stdout=log, stderr=log)
+    (live.site.folder / "experiment.toml").write_text(replace(private(3, 2), seed=7).to_toml())
+    command, how = by_unit(live.site.folder, "server")
+    done = subprocess.run(command, **how, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((live.site.folder / "deployed" / "summary.json").read_text())
+    assert (summary["rounds"], summary["set_aside"]) == (2, [])
+    live.processes[0].terminate()
+    assert live.processes[0].wait(60) == 0
+    live.start(0)
+
+
 def test_revoked_while_it_runs(live: Yard, tmp_path: Path) -> None:
     """A key that was stolen: revoked on the server's disk, it gets no further question, without a restart."""
     e, out = replace(experiment(3, 25), seed=4), tmp_path / "run"
@@ -331,25 +352,6 @@ def by_unit(folder: Path, role: str) -> tuple[list[str], dict[str, Any]]:
     assert composed["stop_grace_period"] == f"{service['TimeoutStopSec']}s"
     bare = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": "/proc/nowhere"}
     return command, {"cwd": service["WorkingDirectory"], "env": bare}
-
-
-def test_what_init_writes_is_what_runs(live: Yard) -> None:
-    """A device and the server by the commands of their units, in a bare environment: a run, and a clean end."""
-    until(lambda: events(live, 0))  # it is up
-    live.processes[0].terminate()
-    assert live.processes[0].wait(60) == 0
-    command, how = by_unit(live.place(0).folder, "device")
-    with (live.place(0).folder / "log").open("ab") as log:
-        live.processes[0] = subprocess.Popen(command, **how, stdout=log, stderr=log)
-    (live.site.folder / "experiment.toml").write_text(replace(private(3, 2), seed=7).to_toml())
-    command, how = by_unit(live.site.folder, "server")
-    done = subprocess.run(command, **how, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((live.site.folder / "deployed" / "summary.json").read_text())
-    assert (summary["rounds"], summary["set_aside"]) == (2, [])
-    live.processes[0].terminate()
-    assert live.processes[0].wait(60) == 0
-    live.start(0)
 
 
 @long
