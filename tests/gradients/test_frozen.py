@@ -157,7 +157,7 @@ def test_what_is_frozen_does_not_move(case: tuple[Method, Rule, Privacy | None],
     assert list(end) == list(start) == ["1.weight", "1.bias", "3.weight", "3.bias"]
     for name in start:
         assert torch.equal(end[name], start[name]) == name.startswith("1.")
-        torch.testing.assert_close(end[name], loop[name], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(end[name], loop[name], rtol=1e-5, atol=1e-6)
         assert engine == "vector" or torch.equal(end[name], loop[name])
 
 
