@@ -59,14 +59,11 @@ class States:
         if self._newest is not None and np.array_equal(ids, self._newest[0]):
             return self._newest[1]
         found = self._shelf.get(ids)
-        if (
-            self._newest is not None and not self._settled
-        ):  # what lies there may be another round's still, and stays so
+        if self._newest is not None and not self._settled:  # not put there: that round may not count yet
             _, here, there = np.intersect1d(ids, self._newest[0], assume_unique=True, return_indices=True)
+            to, rows = (torch.from_numpy(part).to(self._shelf.device) for part in (here, there))
             for name, value in found.items():
-                value[torch.from_numpy(here).to(value.device)] = self._newest[1][name][
-                    torch.from_numpy(there)
-                ]
+                value[to] = self._newest[1][name][rows]
         return found
 
     def after(self, ids: Ids, states: State) -> States:

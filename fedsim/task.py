@@ -94,9 +94,9 @@ class Task(Component):
         few, name = examples.part(slice(0, 4)), type(self.loss).__name__
         try:
             out = forward(model, {}, few.x)
+        except Invalid:
+            raise
         except Exception as error:
-            if isinstance(error, Invalid):
-                raise
             told = on_inputs(lambda t: f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape[1:])}", few.x)
             raise Invalid(
                 f"model = {type(self.model).__name__}: raises {type(error).__name__} for inputs {told}: "
