@@ -242,24 +242,38 @@ def _fixed_renyi(z: float, rate: float) -> Floats:
     """
     from scipy.special import gammaln, logsumexp
 
-    top = int(ORDERS[-1])
-    j = np.arange(2, top + 1)
+    whole, j, chosen = _choices()
+    top = len(j) + 1
     moment = np.full(top + 2, inf)  # the bound without moments serves beyond order 256
     moment[2:257:2] = [_log_moment(order, z) for order in range(2, 257, 2)]
     around = log(4) + (moment[j - j % 2] + moment[j + j % 2]) / 2
     terms = j * log(rate) + np.minimum(around, log(2) + j * (j - 1) / (2 * z**2)) - gammaln(j + 1)
-    a = j[:, None]
-    chosen = np.where(j <= a, gammaln(a + 1) - gammaln(np.maximum(a - j, 0) + 1), -inf)  # ln C(a, j) + ln j!
     logs = np.logaddexp(0, logsumexp(chosen + terms, axis=1))
-    amplified: Floats = np.interp(ORDERS, [1, *j], [0, *logs]) / (ORDERS - 1)
+    amplified: Floats = np.interp(ORDERS, [1, *whole], [0, *logs]) / (ORDERS - 1)
     return np.asarray(np.minimum(amplified, ORDERS / (2 * z**2)))
 
 
+@cache
+def _choices() -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """The whole orders a beside `ORDERS`, all j from 2 on, and ln C(a, j) + ln j! for both."""
+    from scipy.special import gammaln
+
+    whole = np.unique([np.floor(ORDERS), np.ceil(ORDERS)]).astype(np.int64)[1:]
+    j = np.arange(2, whole[-1] + 1)
+    a = whole[:, None]
+    return whole, j, np.where(j <= a, gammaln(a + 1) - gammaln(np.maximum(a - j, 0) + 1), -inf)
+
+
 def _log_moment(order: int, z: float) -> float:
-    """ln E (L - 1)^order for even orders, L = e^(x/z - 1/(2 z^2)), x normal; by trapezoids."""
+    """ln E (L - 1)^order for even orders, L = e^(x/z - 1/(2 z^2)), x normal; by trapezoids.
+
+    Where L > 1 the integrand is log-concave at least as x is, with its mode from order/z to sqrt(order) above. Where
+    that is far out all else is less than e^-98 of it, so that little noise does not take more of them.
+    """
     from scipy.special import logsumexp
 
-    x = np.arange(-14 - sqrt(order), order / z + sqrt(order) + 14, 1 / 16)
+    far = order / z > 28 + sqrt(order)
+    x = np.arange(order / z - 14 if far else -14 - sqrt(order), order / z + sqrt(order) + 14, 1 / 16)
     ratio = x / z - 1 / (2 * z**2)
     with np.errstate(divide="ignore"):  # L = 1 adds nothing
         size = np.maximum(ratio, 0) + np.log(-np.expm1(-np.abs(ratio)))  # ln |L - 1|
