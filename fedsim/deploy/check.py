@@ -83,7 +83,7 @@ def _notes(folder: Path, certificate: Path) -> list[Finding]:
 def _device(place: Place, reach: bool) -> Looks:
     looks: Looks = {
         "terms (device.toml)": lambda: place.terms,
-        "ledger": lambda: Spent.load(place.folder / "ledger.json"),
+        "ledger": lambda: Spent.of(place.folder),
         "server address (uplink.toml)": lambda: place.uplink,
         "authority (ca.crt)": lambda: valid(place.authority),
         "key": lambda: private(place.key),

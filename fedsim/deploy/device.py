@@ -19,7 +19,7 @@ from fedsim.config.untrusted import experiment_of
 from fedsim.deploy import permit
 from fedsim.deploy.data import examples
 from fedsim.deploy.entropy import normal, uniform
-from fedsim.deploy.spent import Spent
+from fedsim.deploy.spent import LEDGER, Spent
 from fedsim.deploy.terms import Terms
 from fedsim.federation import Federation, Ids
 from fedsim.flower.memory import Memory
@@ -91,13 +91,13 @@ class Device:
 
     @property
     def ledger(self) -> Path:
-        return self.folder / "ledger.json"
+        return self.folder / LEDGER
 
     def recall(self, order: Order, context: Context) -> Memory:
         permit.check(self.terms, order)
         if (held := self._held(order)) is not None:
             return held
-        secret = Spent.load(self.ledger).secret(order)
+        secret = Spent.of(self.folder).secret(order)
         return Memory(secret=secrets.randbits(63) if secret is None else secret)
 
     def federation(self, order: Order, memory: Memory) -> Federation:
@@ -106,12 +106,12 @@ class Device:
             self._known = None  # two at a time would take twice the memory
             self._known = key, self._federation(order, memory)
         fed = self._known[1]
-        permit.permit(self.terms, order, fed, Spent.load(self.ledger))
+        permit.permit(self.terms, order, fed, Spent.of(self.folder))
         return fed
 
     def keep(self, order: Order, fed: Federation, memory: Memory, context: Context) -> None:
         with Spent.alone(self.ledger):  # of several runs at once none may lose what another has paid
-            spent = Spent.load(self.ledger)
+            spent = Spent.of(self.folder)
             if spent.booked(order):
                 held = self._held(order)
                 if held is None or not held.answers_as(
@@ -123,6 +123,10 @@ class Device:
                     )
                 return
             after = permit.permit(self.terms, order, fed, spent)
+            if not self.ledger.exists():
+                spent.save(
+                    self.ledger
+                )  # no memory without a ledger: where there is one, it is known to be lost
             write_whole(self._memory(order), memory.dump())
             after.save(self.ledger)
         self._forget()

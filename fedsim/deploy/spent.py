@@ -18,6 +18,8 @@ from fedsim.flower.order import Order
 from fedsim.machine.files import write_whole
 from fedsim.privacy.ledger import Ledger
 
+LEDGER = "ledger.json"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -120,6 +122,16 @@ class Spent:
         write_whole(
             path, json.dumps({run: asdict(entry) for run, entry in self.entries.items()}, indent=1).encode()
         )
+
+    @classmethod
+    def of(cls, folder: Path) -> Spent:
+        """The ledger of a device's folder; raises `Invalid` also where it is gone, and answers are kept that it had."""
+        path = folder / LEDGER
+        if not path.exists() and any(folder.glob("memory-*.pt")):
+            raise Invalid(
+                "this device's privacy ledger is gone, while it keeps what it answered, so nothing more is answered"
+            )
+        return cls.load(path)
 
     @classmethod
     def load(cls, path: Path) -> Spent:

@@ -65,7 +65,7 @@ def _device(place: Place) -> Iterator[str]:
         running = f"{'connected' if online else 'trying to connect'}, {answered} answers since it was started"
     yield f"device       client {terms.client} of {uplink.server}: {running}"
     yield f"certificate  {_left(place.certificate)}"
-    spent = Spent.load(place.folder / "ledger.json")
+    spent = Spent.of(place.folder)
     yield f"rounds       {spent.rounds} of {terms.max_rounds} answered, over all runs"
     if terms.epsilon is None or terms.delta is None:
         yield "budget       none"

@@ -140,7 +140,10 @@ class Remote:
         return {"accepted": torch.from_numpy(taken.astype(np.int64))}, messages, answered
 
     def own_data_of(self, fed: Federation) -> dict[str, Any]:
-        """How many clients have data of their own, where that is why the server has no epsilon to tell."""
+        """How many clients have data of their own, where that is why the server has no epsilon to tell.
+
+        The runner lays what is here over what it measured: None takes the place of its own ledger's epsilon.
+        """
         if self.own_data and fed.example_privacy and not self.derived:  # it depends on how many examples
             return {OWN_DATA: len(self.own_data), "epsilon": None}
         return {}

@@ -94,6 +94,11 @@ class Device:
                 why, refused = f"the server sent what is no message: {error}", True
             except grpc.RpcError as error:
                 why, refused = f"{error.code().name}: {error.details()}", error.code() in REFUSALS
+            except (
+                Exception
+            ) as error:  # a full disk, no more processes: that may pass, and a link has no other end
+                journal.LOG.exception("error on this device", extra={"fields": {}})
+                why, refused = f"{type(error).__name__} on this device", True
             if self._stopped.is_set():
                 break
             if time.monotonic() > began + LAST:  # that was a connection
@@ -121,6 +126,8 @@ class Device:
             out.put(seal({"fedsim": __version__}))
             stream = self._stream = channel.stream_stream(f"/{SERVICE}/{CALL}")(_sent(out))
             try:
+                if self._stopped.is_set():  # `stop` may have seen the stream before this one
+                    return
                 stream.initial_metadata()
                 if stream.is_active() and not self._stopped.is_set():
                     journal.ONLINE.labels("device").set(1)
@@ -183,11 +190,15 @@ class Last:
         sum_ = 0
         for part in reply:
             sum_ = zlib.crc32(part, sum_)
-        with suppress(
-            FileNotFoundError
-        ):  # started twice, the other one was quicker; the sum tells whose is whole
-            write_parts(self._path, [sum_.to_bytes(4, "big"), *reply], durable=False)
-        self._id = asked
+        try:
+            with suppress(
+                FileNotFoundError
+            ):  # started twice, the other one was quicker; the sum tells whose is whole
+                write_parts(self._path, [sum_.to_bytes(4, "big"), *reply], durable=False)
+            self._id = asked
+        except OSError as error:  # the reply goes out all the same: who is asked again asks its app again
+            self._id = ""
+            journal.say("last reply not kept", logging.WARNING, reason=printable(str(error)))
 
     def _read(self) -> tuple[str, memoryview]:
         """The id and the frame; an empty id where the file is damaged, as after a power cut."""

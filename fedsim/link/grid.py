@@ -79,8 +79,9 @@ class LinkGrid(Grid):
         ids, nodes = [], self._hub.nodes
         for message in messages:
             ids.append(stamp(message))
-            node, until = message.metadata.dst_node_id, message.metadata.created_at + message.metadata.ttl
-            self._mail.ask(Question(ids[-1], node, until, _sealed(message), message), node in nodes)
+            node, about = message.metadata.dst_node_id, message.metadata
+            until = time.monotonic() + about.ttl - (time.time() - about.created_at)
+            self._mail.ask(Question(ids[-1], node, until, _sealed(message, until), message), node in nodes)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -123,7 +124,7 @@ class LinkGrid(Grid):
         return reply
 
 
-def _sealed(message: Message) -> Callable[[], list[bytes | memoryview]]:
+def _sealed(message: Message, until: float) -> Callable[[], list[bytes | memoryview]]:
     """What makes the frame of a message, with the seconds that are left when it is sent."""
 
     def make() -> list[bytes | memoryview]:
@@ -135,7 +136,7 @@ def _sealed(message: Message) -> Callable[[], list[bytes | memoryview]]:
                 "type": about.message_type,
                 "group": about.group_id,
                 "run": about.run_id,
-                "ttl": about.created_at + about.ttl - time.time(),
+                "ttl": until - time.monotonic(),
                 "records": described,
             },
             blobs,

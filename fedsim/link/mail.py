@@ -22,7 +22,7 @@ class Question:
 
     id: str
     node: int
-    until: float  # in seconds since the epoch: nobody waits for an answer any longer
+    until: float  # by time.monotonic(), as no clock that is set right moves it: nobody waits for an answer any longer
     seal: Callable[[], list[bytes | memoryview]]
     about: Any = None
     deliveries: int = 0
@@ -123,9 +123,9 @@ class Mail:
 
     def _expire(self) -> None:
         """Failures for questions whose time is over, or whose device is away for too long; old outcomes go."""
-        now, clock = time.time(), time.monotonic()
+        now = time.monotonic()
         for node, queue in self._asked.items():
-            gone = clock - self._away.get(node, clock)
+            gone = now - self._away.get(node, now)
             for question in list(queue.values()):
                 if gone > self._grace:
                     self._settle(question, Failure(f"away for {gone:.0f} s", away=True))

@@ -29,12 +29,15 @@ class Worker:
     def _start(self) -> None:
         self._ready = self._late = False
         spawn = get_context("spawn")  # gRPC has threads here, and a fork would have none of them
-        self._pipe, theirs = spawn.Pipe()
-        held, self._life = spawn.Pipe(duplex=False)
-        self._process = spawn.Process(target=work, args=(self._installed, theirs, held), daemon=True)
-        self._process.start()
-        theirs.close()
-        held.close()
+        pipe, theirs = spawn.Pipe()
+        held, life = spawn.Pipe(duplex=False)
+        process = spawn.Process(target=work, args=(self._installed, theirs, held), daemon=True)
+        try:
+            process.start()
+        finally:
+            theirs.close()
+            held.close()
+        self._pipe, self._life, self._process = pipe, life, process
 
     def __call__(self, frame: bytes | bytearray, seconds: float) -> bytes:
         """The frame of the reply: an error where the process died or took too long."""
@@ -54,7 +57,8 @@ class Worker:
         with self._change:
             self._end()
             if not self._over:  # a process that begins after `close` would have nobody to end it
-                self._start()
+                with said_where_not_started():
+                    self._start()
         return b"".join(seal({"error": reason}))
 
     @contextmanager
@@ -82,3 +86,12 @@ class Worker:
         self._process.kill()
         self._process.join()
         self._life.close()
+
+
+@contextmanager
+def said_where_not_started() -> Iterator[None]:
+    """A machine without room for another process may have some later: the next message tries again."""
+    try:
+        yield
+    except OSError as error:
+        journal.say("worker not started", logging.ERROR, reason=str(error))

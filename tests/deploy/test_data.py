@@ -58,6 +58,19 @@ def load1():
     x, y = load("device1.npz")
     return x, y
 """
+PAIRS = """
+import numpy as np
+
+def held(i):
+    found = np.load(f"device{i}.npz")
+    return (found["kind"], found["value"]), found["y"]
+
+def load0():
+    return held(0)
+
+def load1():
+    return held(1)
+"""
 
 
 class Both(nn.Module):
@@ -101,6 +114,12 @@ def function(folder: Path, i: int) -> str:
     return f"my_examples:load{i}"
 
 
+def pairs(folder: Path, i: int) -> str:
+    npz(folder, i, kind=TOKENS[:, 0] % 3, value=X, y=NUMBERS)
+    (folder / "my_pairs.py").write_text(PAIRS)
+    return f"my_pairs:load{i}"
+
+
 YES = (NUMBERS > 0).astype(np.int64)
 PRIVATE = ExampleDP(noise=1.0, delta=1e-3, clip=1.0)
 # the experiment, where a device's examples lie, and what its terms say of them
@@ -123,6 +142,11 @@ CASES: dict[str, tuple[Experiment, Callable[[Path, int], str], dict[str, Any]]] 
     "function, several inputs and a model of one's own": (
         experiment({"kind": TOKENS[:, 0] % 3, "value": X}, NUMBERS, own(Both)(), Squared(), privacy=PRIVATE),
         function,
+        {"classes": 0, "components": [f"{Both.__module__}:Both"]},
+    ),
+    "function, several inputs in order": (
+        experiment((TOKENS[:, 0] % 3, X), NUMBERS, own(Both)(), Squared(), privacy=PRIVATE),
+        pairs,
         {"classes": 0, "components": [f"{Both.__module__}:Both"]},
     ),
     "npz, windows of text": (

@@ -42,6 +42,18 @@ def test_a_damaged_ledger_answers_nothing(tmp_path: Path) -> None:
     assert str(tmp_path) not in aside[0]
 
 
+def test_a_ledger_that_is_gone_answers_nothing(tmp_path: Path) -> None:
+    """A file system that lost it: what the device has spent is not known, though a new ledger would have room."""
+    site, e = Site(tmp_path, clients=1, test_mode=False, epsilon=50.0, delta=1e-4), small(clients=1, f=0)
+    ask = asking(site, e)
+    assert len(ask(0, -1)[0]) == 1
+    (site.folder(0) / "ledger.json").unlink()
+    for _ in range(2):
+        rows, refused = ask(1, -1)
+        assert (len(rows), "privacy ledger is gone" in refused[0]) == (0, True)
+    assert not (site.folder(0) / "ledger.json").exists()
+
+
 def test_of_runs_at_once_each_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs whose answers are written down at the same moment: none overwrites what another has paid."""
     site, real, e = Site(tmp_path, clients=1, epsilon=50.0, delta=1e-4), Spent.load, small()
@@ -73,11 +85,11 @@ def test_of_runs_at_once_each_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert site.spent(0).rounds == 4
 
 
-@pytest.mark.parametrize("writes", [0, 1, 2])
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
 def test_a_device_that_dies_at_a_write_gives_its_answer_when_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
-    """Before its memory, between memory and ledger, or after both: one message in all, and it is booked once."""
+    """Before its empty ledger, its memory, the entry, or after all: one message in all, and it is booked once."""
     site = Site(tmp_path, clients=1, test_mode=False)
     ask = asking(site, small(clients=1, f=0))
     seen, kept = [], []
@@ -97,12 +109,12 @@ def test_a_device_that_dies_at_a_write_gives_its_answer_when_asked_again(
         patch.setattr(device.Device, "_forget", until_killed(lambda _: None))
         assert "killed" in ask(0, -1)[1][0]
     path = site.folder(0) / "memory-again.pt"
-    assert path.exists() == (writes > 0)
+    assert path.exists() == (writes > 1)
     if path.exists():
         pending = Memory.load(path.read_bytes()).pending
         assert pending is not None
         kept.append(pending.row)
-    assert site.spent(0).rounds == (writes > 1)
+    assert site.spent(0).rounds == (writes > 2)
     (row,), _ = ask(0, -1)
     assert all(torch.equal(row, each) for each in kept)
     assert torch.equal(ask(0, -1)[0][0], row)
@@ -127,6 +139,7 @@ def test_an_answer_that_waits_unbooked_is_given_by_one_process(tmp_path: Path) -
     kept, other = (
         Memory(secret=1, pending=Pending(0, "q", {}, torch.full((3,), value))) for value in (1.0, 2.0)
     )
+    Spent().save(site.folder(0) / "ledger.json")
     device.write_whole(host._memory(order), kept.dump())
     host.keep(order, fed, other, context)
     with pytest.raises(Invalid, match="booked in run a already"):

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from yard import Yard, echo, message, numbers, running, until
 
-from fedsim.link import identity
+from fedsim.link import grid as grids
+from fedsim.link import identity, mail
 from fedsim.link.frame import Limits, seal
 from fedsim.link.identity import node_of
 
@@ -50,6 +51,64 @@ def test_push_and_pull_at_any_time(yard: Yard) -> None:
         assert not list(grid.pull_messages([first]))
         gate.set()
         until(lambda: list(grid.pull_messages([first])))
+
+
+def test_what_is_withdrawn_is_not_asked_and_its_answer_is_nobody_s(yard: Yard) -> None:
+    """Before a device is there, while another question is before it, and while it is at work on it."""
+    gate, asked = threading.Event(), list[int]()
+
+    def slow(frame: bytearray, seconds: float) -> bytes:
+        asked.append(len(frame))
+        gate.wait(20)
+        return echo(frame, seconds)
+
+    with yard.grid() as grid:
+        (never,) = grid.push_messages([message(yard.nodes[0])])
+        grid.withdraw([never])
+        with running(yard.device(0, slow)):
+            first, second = grid.push_messages([message(yard.nodes[0]) for _ in range(2)])
+            until(lambda: asked)
+            grid.withdraw([first, second, "nobody's"])
+            (third,) = grid.push_messages([message(yard.nodes[0])])
+            gate.set()
+            until(lambda: list(grid.pull_messages([third])))
+            assert not list(grid.pull_messages([never, first, second]))
+    assert len(asked) == 2
+    assert not grid._mail._came
+    assert not any(grid._mail._asked.values())
+
+
+def test_a_clock_that_is_set_ends_no_round(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's clock is put right by an hour, forth and back, while a device is at work."""
+    gate, left = threading.Event(), list[float]()
+
+    def slow(frame: bytearray, seconds: float) -> bytes:
+        left.append(seconds)
+        gate.wait(20)
+        return echo(frame, seconds)
+
+    class Clock:
+        monotonic, skew = staticmethod(time.monotonic), 0.0
+
+        @classmethod
+        def time(cls) -> float:
+            return time.time() + cls.skew
+
+    for module in (grids, mail):
+        monkeypatch.setattr(module, "time", Clock)
+    with yard.grid() as grid, running(yard.device(0, slow)):
+        for skew in (3600.0, -3600.0):
+            gate.clear()
+            ids = list(grid.push_messages([message(yard.nodes[0]), message(yard.nodes[0])]))
+            until(lambda: left)
+            Clock.skew = skew
+            assert not list(grid.pull_messages(ids))
+            gate.set()
+            replies: list[Any] = []
+            until(lambda: replies.extend(grid.pull_messages(ids)) or len(replies) == 2)  # noqa: B023
+            assert not any(reply.has_error() for reply in replies)
+            Clock.skew = 0.0
+    assert all(0 < each <= 60 for each in left)
 
 
 def test_a_device_that_comes_later_or_again_is_asked(yard: Yard) -> None:
