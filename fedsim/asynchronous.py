@@ -18,15 +18,17 @@ class Due:
     """Rows (m, d) that are to be aggregated now, and the clients (m,) whose they are.
 
     Or a table (n, d) with a row of each client, of which only those of the clients `ids` (m,) are meant.
+    changed  the one client whose row of the table is another than when rows were last due; None: any may be
     """
 
     rows: Tensor
     ids: Tensor
+    changed: int | None = None
 
     @classmethod
-    def of_table(cls, table: Tensor, known: Tensor) -> Due:
+    def of_table(cls, table: Tensor, known: Tensor, changed: int | None = None) -> Due:
         """Those rows of a table (n, d), one of each client, that are `known` (n,)."""
-        return cls(table, known.nonzero()[:, 0])
+        return cls(table, known.nonzero()[:, 0], changed)
 
 
 class Asynchronous(Method):

@@ -28,7 +28,7 @@ from fedsim.privacy.ledger import Ledger
 from fedsim.round import Seen, Server, require
 from fedsim.standing import noted, to_device
 from fedsim.states import States
-from fedsim.types import State, View
+from fedsim.types import Kept, State, View
 
 AT_ONCE = 2**25  # numbers of the messages that are worked out in one call
 AHEAD = 16  # attempts of a client, at the most, before it is known whether it goes on at its model
@@ -45,6 +45,7 @@ class Course:
     ready     (state after, message) of attempts (client, number) that are worked out already
     again     messages of each client since it was handed its model
     heard     the last message of each honest client, where the adversary knows it
+    kept      what the rule keeps of a table of which one row changes at a time; `known` is whose rows these are
     """
 
     round: int
@@ -54,6 +55,8 @@ class Course:
     held: list[Tensor] | Tensor
     seconds: float = 0.0
     heard: dict[int, Tensor] = field(default_factory=dict)
+    kept: State = field(default_factory=dict)
+    known: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     written: int = 0
     ready: dict[tuple[int, int], tuple[State, Tensor]] = field(default_factory=dict)
     again: Counter[int] = field(default_factory=Counter)
@@ -90,7 +93,8 @@ class Course:
             saved["simulated_seconds"],
             saved["metrics_bytes"],
         )
-        return cls(saved["round"], server, states, clients, mine, seconds, heard, written)
+        kept, known = found["kept"], saved["known"]
+        return cls(saved["round"], server, states, clients, mine, seconds, heard, kept, known, written)
 
     def dump(self) -> dict[str, Any]:
         """The checkpoint, without the clients' states; what is worked out already is worked out again."""
@@ -111,6 +115,8 @@ class Course:
             "models": list(models.values()),
             "heard ids": torch.tensor(list(self.heard), dtype=torch.int64),
             "heard": list(self.heard.values()),
+            "kept": self.kept,
+            "known": self.known,
         }
 
     # ------------------------------------------------------------ what a run asks of it
@@ -223,7 +229,7 @@ class Course:
         ids = np.array([client])
         self.states = self.states.after(ids, {name: value[None] for name, value in state.items()})
         if client < fed.experiment.honest and _listens(fed):
-            self.heard[client] = row
+            self.heard[client] = row.clone()
         return row
 
     def _worked(self, fed: Federation, ask: Ask, client: int) -> tuple[State, Tensor]:
@@ -235,6 +241,7 @@ class Course:
 
     def _work(self, fed: Federation, ask: Ask, due: tuple[int, int]) -> None:
         """Work out an attempt, and with it others that are likely to be needed: see `_likely`."""
+        self.ready = {key: _own(*found) for key, found in self.ready.items()}
         attempts = np.array(sorted([due, *(self._likely(fed, due) if self.lazy else [])]))
         ids, attempt = attempts.T
         width = fed.experiment.batches.width(
@@ -242,12 +249,11 @@ class Course:
         )
         for each in np.unique(width):  # batches of one width: padding would change how sums are added up
             some, now = ids[width == each], attempt[width == each]
-            told = {fed.experiment.method.sends: torch.stack([self.held[c] for c in some.tolist()])}
+            told = {fed.experiment.method.sends: _stacked([self.held[c] for c in some.tolist()])}
             states, messages, _ = ask(fed, self.states.of(some), told, now, some)
             self.calls += 1
-            # copies: the others' rows are not to be kept because of one
             for j, key in enumerate(zip(some.tolist(), now.tolist(), strict=True)):
-                self.ready[key] = {name: v[j].clone() for name, v in states.items()}, messages.rows[j].clone()
+                self.ready[key] = {name: v[j] for name, v in states.items()}, messages.rows[j]
 
     def _likely(self, fed: Federation, due: tuple[int, int]) -> list[tuple[int, int]]:
         """Attempts that are not worked out yet: all clients' at work, the next to come first, as many as fit.
@@ -275,12 +281,24 @@ class Course:
             out = fed.space.empty(rows, len(ids), rows.shape[1])
             rows = torch.index_select(rows, 0, place, out=out)
         generator = Generator(fed.device).manual_seed(fed.rule_seed(self.round))
-        aggregate = fed.rule(rows, experiment.f_round, previous=server.previous, generator=generator)
+        aggregate = self._answer(fed, rows, ids, due, generator)
         require(fed.rule, aggregate, tuple(rows.shape[1:]), rows)
         state = experiment.method.step(state, aggregate, AtServer(fed, self.round))
         self.round += 1
         seen = Seen(rows, int((ids < experiment.honest).sum()), aggregate)
         return Server(state, aggregate, server.memory), seen
+
+    def _answer(self, fed: Federation, rows: Tensor, ids: Tensor, due: Due, generator: Generator) -> Tensor:
+        """The rule's answer; of a table with what it kept of the last one, where the same clients have a row."""
+        f, previous = fed.experiment.f_round, self.server.previous
+        if len(due.rows) != fed.experiment.clients:
+            return fed.rule(rows, f, previous=previous, generator=generator)
+        same = torch.equal(ids.cpu(), self.known)
+        changed = None if due.changed is None or not same else ids.tolist().index(due.changed)
+        kept = Kept(changed, self.kept)
+        answer = fed.rule.of_table(rows, f, kept, previous=previous, generator=generator)
+        self.kept, self.known = kept.new, ids.cpu()
+        return answer
 
     def _forged(self, fed: Federation, ask: Ask, client: int, row: Tensor) -> Tensor:
         """What a Byzantine client sends: its row of what all of them would send now, of their work under way."""
@@ -319,6 +337,21 @@ def held(fed: Federation, models: list[Tensor]) -> list[Tensor] | Tensor:
     for row, model in zip(table, models, strict=True):
         row.copy_(model)
     return table
+
+
+def _own(state: State, row: Tensor) -> tuple[State, Tensor]:
+    """The same, which do not keep those of others in memory that were worked out with them."""
+    if row.untyped_storage().nbytes() == row.nbytes:
+        return state, row
+    return {name: value.clone() for name, value in state.items()}, row.clone()
+
+
+def _stacked(models: list[Tensor]) -> Tensor:
+    """Models (d,) one above the other; of one and the same a view, which is read once for all."""
+    first = models[0]
+    if all(model is first for model in models):
+        return first.expand(len(models), -1)
+    return torch.stack(models)
 
 
 def _method(fed: Federation) -> Asynchronous:

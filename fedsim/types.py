@@ -191,6 +191,24 @@ class Batch:
 
 
 # ---------------------------------------------------------------- aggregation
+@dataclass
+class Kept:
+    """What a rule keeps of a table from one answer to the next, by name; checkpoints hold it.
+
+    changed   the one row that is another than at the last answer; None: any may be
+    old, new  what was kept then, which may be written over; what is to be kept now
+    """
+
+    changed: int | None = None
+    old: State = field(default_factory=dict)
+    new: State = field(default_factory=dict)
+
+    def of(self, name: str, *shape: int) -> Tensor | None:
+        """What was kept, where it is of that shape and one row has changed."""
+        found = self.old.get(name)
+        return None if self.changed is None or found is None or found.shape != shape else found
+
+
 class Rule(Component):
     """Robust aggregation, rows (n, d) -> (d,). Rows with NaN or Inf never move the answer.
 
@@ -204,6 +222,12 @@ class Rule(Component):
         self, rows: Tensor, f: int = 0, *, previous: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
         """Aggregate; `previous` (d,) is the last answer (None at first: zero), `generator` feeds random rules."""
+
+    def of_table(
+        self, rows: Tensor, f: int, kept: Kept, *, previous: Tensor | None, generator: Generator | None
+    ) -> Tensor:
+        """The answer where it is asked of one table again and again; `kept` is what it knows from the last time."""
+        return self(rows, f, previous=previous, generator=generator)
 
     def on(self, layout: Layout, width: int) -> Rule:
         """The rule where the layers of messages of so many numbers are known; `layout` has those of x."""

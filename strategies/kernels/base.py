@@ -28,7 +28,7 @@ from fedsim.machine.threads import one_thread
 from fedsim.strategies.kernels.columns import Rows, sparse
 from fedsim.strategies.kernels.gram import ORIGIN, PREVIOUS, BrokenRows, Gram, Points, given
 from fedsim.strategies.kernels.mixed import Mixed
-from fedsim.types import Mixer, Rule
+from fedsim.types import Kept, Mixer, Rule
 
 T = TypeVar("T")
 MANY = 8  # entries to a weight that is not zero: from so many on zeros are skipped
@@ -148,9 +148,21 @@ class TwoHookRule(Stage, Rule):
     def __call__(
         self, rows: Tensor, f: int = 0, *, previous: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
+        return self._answered(rows, f, previous, generator, None)
+
+    def of_table(
+        self, rows: Tensor, f: int, kept: Kept, *, previous: Tensor | None, generator: Generator | None
+    ) -> Tensor:
+        if type(self).__call__ is not TwoHookRule.__call__:
+            return self(rows, f, previous=previous, generator=generator)
+        return self._answered(rows, f, previous, generator, kept)
+
+    def _answered(
+        self, rows: Tensor, f: int, previous: Tensor | None, generator: Generator | None, kept: Kept | None
+    ) -> Tensor:
         self.require(checked(rows), f)
         nothing = partial(rows.new_zeros, rows.shape[1])
-        return solve(self, rows, f, previous, generator, self.answer, nothing)
+        return solve(self, rows, f, previous, generator, self.answer, nothing, kept)
 
     def answer(self, mixed: Mixed, f: int) -> Tensor:
         """The answer (d,), block by block.
@@ -250,28 +262,35 @@ def solve(
     generator: Generator | None,
     finish: Callable[[Mixed, int], T],
     nothing: Callable[[], T],
+    kept: Kept | None = None,
 ) -> T:
-    """`finish` of the mixed rows and f; where rows turn out to be broken, once more without them."""
+    """`finish` of the mixed rows and f; where rows turn out to be broken, once more without them, and none is kept."""
     usable = Rows(rows)
     usable = usable if usable.traced or not rows.requires_grad else Rows(rows.detach())
     seed = _seed(stage, generator)
     while True:
         try:
-            return finish(_mix(stage, usable, f, previous, seed), f)
+            return finish(_mix(stage, usable, f, previous, seed, kept), f)
         except BrokenRows:
+            if kept is not None:
+                kept.new.clear()
+                kept = None
             usable = usable.without_broken()
             f = max(0, f - (len(rows) - usable.n))
             if usable.n == 0:
                 return nothing()
 
 
-def _mix(stage: Stage, rows: Rows, f: int, previous: Tensor | None, seed: int) -> Mixed:
+def _mix(
+    stage: Stage, rows: Rows, f: int, previous: Tensor | None, seed: int, kept: Kept | None = None
+) -> Mixed:
     needed, anchors = stage.anchors, dict[str, Tensor | None]()
     if PREVIOUS in needed and previous is not None:
         anchors[PREVIOUS] = previous
     if set(needed) - set(anchors):
         anchors[ORIGIN] = None
-    points = Points(rows, list(anchors.values()))
+    plain = not rows.traced and all(anchor is None for anchor in anchors.values())
+    points = Points(rows, list(anchors.values()), kept if plain else None)
     once = sum(type(part).weights is not Stage.weights for part in stage.stages) == 1
     gram = Gram(
         rows.n,

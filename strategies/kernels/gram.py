@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fedsim.strategies.kernels.columns import Rows, each_block, gram_of, scratch
+from fedsim.types import Kept
 
 ORIGIN, PREVIOUS = "origin", "previous"
 
@@ -169,30 +170,77 @@ def given(inner: Tensor) -> tuple[Tensor, Tensor]:
 
 # ---------------------------------------------------------------- measuring
 class Points:
-    """Rows and anchor vectors (None is the origin), measured block by block."""
+    """Rows and anchor vectors (None is the origin), measured block by block.
 
-    def __init__(self, rows: Rows, anchors: list[Tensor | None]) -> None:
+    With `kept`, where one row has changed and anchors are the origin, that row's inner products alone are taken again.
+    """
+
+    def __init__(self, rows: Rows, anchors: list[Tensor | None], kept: Kept | None = None) -> None:
         self.rows = rows
         self.anchors = anchors
+        self.kept = kept
 
     def measure(self) -> tuple[Tensor, Tensor]:
         """Inner products (k, k) around a point in the middle; squared distances, right to 1e-4 each."""
-        dtype, n = self.rows.data.dtype, self.rows.n
+        dtype = self.rows.data.dtype
+        inner = self._with_one_changed()
+        if inner is not None:
+            best, off, radius = self._middle(inner)
+            held = dtype != torch.float32 or _representable(radius, self.rows.d)
+            if inner.isfinite().all() and held and not off:
+                return self._refined(inner, squared_distances(inner), dtype)
         centre = self._first_centre()
         while True:
             inner = self._inner(centre, dtype)
             if dtype == torch.float32 and not inner.isfinite().all():
                 dtype = torch.float64
                 continue
-            squared = squared_distances(inner)
-            radius = squared.detach()[:n, :n].sort(1).values[:, n // 2]  # of the ball with half the rows
-            best = int(radius.argmin())
-            if inner.detach().diagonal()[:n].sort().values[n // 2] > 100 * radius[best] and centre != best:
+            best, off, radius = self._middle(inner)
+            if off and centre != best:
                 centre = best  # the last one is outside of the middle, and took digits
-            elif dtype == torch.float32 and not _representable(radius[best], self.rows.d):
+            elif dtype == torch.float32 and not _representable(radius, self.rows.d):
                 dtype = torch.float64
             else:
-                return self._refined(inner, squared, dtype)
+                self._keep(inner, centre, dtype)
+                return self._refined(inner, squared_distances(inner), dtype)
+
+    def _middle(self, inner: Tensor) -> tuple[int, bool, Tensor]:
+        """The row with half the rows nearest around it, whether the centre is far outside, and that ball's radius^2."""
+        n, inner = self.rows.n, inner.detach()
+        radius = squared_distances(inner)[:n, :n].sort(1).values[:, n // 2]
+        best = int(radius.argmin())
+        return best, bool(inner.diagonal()[:n].sort().values[n // 2] > 100 * radius[best]), radius[best]
+
+    def _keep(self, inner: Tensor, centre: int | None, dtype: torch.dtype) -> None:
+        """Inner products, and around what, for the next time; none where they took more than the rows' digits."""
+        if self.kept is None:
+            return
+        self.kept.new.clear()
+        if dtype == self.rows.data.dtype:
+            self.kept.new["inner"] = inner.clone()
+            if centre is not None:
+                self.kept.new["centre"] = self._vector(centre, slice(0, self.rows.d)).clone()
+
+    def _with_one_changed(self) -> Tensor | None:
+        """The inner products that were kept, with those of the changed row taken again; None where there are none."""
+        kept, n, k = self.kept, self.rows.n, self.rows.n + len(self.anchors)
+        inner = None if kept is None else kept.of("inner", k, k)
+        if kept is None or kept.changed is None or inner is None:
+            return None
+        changed, centre = kept.changed, kept.old.get("centre")
+
+        def work(columns: slice) -> Tensor:
+            z = self.rows.block(columns)
+            if centre is None:
+                return pad(z @ z[changed], (0, k - n))
+            middle = centre[columns]
+            z = torch.sub(z, middle, out=scratch(z, *z.shape))
+            return torch.cat([z @ z[changed], -(middle @ z[changed]).expand(k - n)])
+
+        line = self._sum(work, self.rows.multiplied)
+        inner[changed], inner[:, changed] = line, line
+        kept.new |= kept.old
+        return inner.clone()
 
     def near(self, point: int) -> Tensor:
         """Squared distances (n,) of the rows to one point."""

@@ -74,7 +74,8 @@ class Ringleader(Table):
     def arrive(self, state: State, row: Tensor, client: int, age: int) -> tuple[State, Due | None]:
         mean, count, pending = state["mean"], state["count"], state["pending"]
         state["hand"], state["behind"][client] = state["behind"][client].clone(), False
-        if state["collects"]:
+        first = bool(state["collects"])
+        if first:
             add(mean, count, client, row)
             if not self.enough(count):
                 return state, None
@@ -86,7 +87,7 @@ class Ringleader(Table):
             add(state["next mean"], state["next count"], client, row)
             return state, None
         pending[client] = False
-        return state, Due.of_table(mean, count > 0)
+        return state, Due.of_table(mean, count > 0, None if first else client)
 
     def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
         state = super().step(state, aggregate, env)
@@ -153,4 +154,4 @@ class IA2SGD(Table):
     def arrive(self, state: State, row: Tensor, client: int, age: int) -> tuple[State, Due | None]:
         mean, count = state["mean"], state["count"]
         mean[client], count[client] = row, 1
-        return state, Due.of_table(mean, count > 0) if self.enough(count) else None
+        return state, Due.of_table(mean, count > 0, client) if self.enough(count) else None

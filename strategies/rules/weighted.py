@@ -13,6 +13,8 @@ from fedsim.check import Natural
 from fedsim.machine.threads import one_thread
 from fedsim.strategies.kernels.base import TwoHookRule, checked
 from fedsim.strategies.kernels.gram import ORIGIN, Gram
+from fedsim.strategies.kernels.kept import summed
+from fedsim.types import Kept
 
 PLAIN = 2**24  # numbers up to which the way through the hooks takes long beside the mean
 
@@ -38,6 +40,17 @@ class Mean(TwoHookRule):
             if isfinite(mean.detach().sum()):
                 return mean
         return super().__call__(rows, f, previous=previous, generator=generator)
+
+    @one_thread()
+    def of_table(
+        self, rows: Tensor, f: int, kept: Kept, *, previous: Tensor | None, generator: Generator | None
+    ) -> Tensor:
+        self.require(checked(rows), f)
+        mean = summed(rows, kept) / len(rows)
+        if isfinite(mean.sum()):
+            return mean
+        kept.new.clear()
+        return self(rows, f, previous=previous, generator=generator)
 
     def weights(self, gram: Gram, f: int) -> Tensor:
         return torch.full((1, gram.n), 1 / gram.n, dtype=torch.float64)

@@ -204,6 +204,7 @@ VARIANTS: dict[str, Experiment] = {
     "own rows": replace(
         BASE, method=AsyncSGD(lr=0.05, buffer=5, distinct=True), rule=Median(), byzantine=2, attack=SignFlip()
     ),
+    "sums": replace(BASE, method=IA2SGD(lr=0.05), rounds=60),
     "stops": replace(BASE, method=Ringmaster(lr=0.1, R=3, stops=True), clock=AWAY, rounds=60),
 }
 

@@ -291,6 +291,30 @@ def test_n_updates_of_ringleader_take_at_most_twice_the_slowest_client(pace: Pac
     assert len(rounds) > 5
 
 
+@pytest.mark.parametrize("pace", [Ladder(noise=0.0), Ladder(first=1.0, step=5.0, noise=0.0), Constant(1.0)])
+def test_every_window_of_twice_the_slowest_client_uses_n_gradients(pace: Pace) -> None:
+    """Of Ringleader, on the clock: none is thrown away, so what came in is in this table or the next, or in a step."""
+    fed = Federation(replace(BASE, clock=Clock(pace)))
+    course, ask = Course.start(fed, fed.client_state()), Everyone(loop.rows)
+    used, counted, stepped = [0.0], 0.0, 0.0
+    for _ in range(400):
+        before = float(course.server.state["count"].sum() + course.server.state["next count"].sum())
+        rounds = course.round // N
+        course._event(fed, ask)
+        after = float(course.server.state["count"].sum() + course.server.state["next count"].sum())
+        stepped += (
+            before + 1 - after if course.round // N > rounds else 0.0
+        )  # the table of a round that has ended
+        counted = after
+        used.append(course.seconds)
+    assert course.clients.dropped == 0
+    assert stepped + counted == course.clients.arrivals == 400
+    slowest = max(pace.gradient_seconds(fed.keys, i, 0, 0.0) for i in range(N))
+    times = np.array(used)
+    for start in np.unique(times[times <= times[-1] - 2 * slowest]):
+        assert ((times > start) & (times <= start + 2 * slowest + 1e-9)).sum() >= N
+
+
 def test_a_delay_of_ringleader_is_at_most_2_n_minus_2() -> None:
     delays: list[int] = []
 
