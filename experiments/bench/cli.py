@@ -115,8 +115,8 @@ def growth(
 @guarded
 def events(
     clients: Annotated[list[int], typer.Option(min=2, help="Clients; repeat.")] = [100, 10_000],
-    count: Annotated[int, typer.Option(min=1, help="Messages in a turn.")] = 300,
-    turns: Annotated[int, typer.Option(min=1, help="Turns to time.")] = 5,
+    count: Annotated[int, typer.Option(min=1, help="Messages in a turn.")] = 1000,
+    turns: Annotated[int, typer.Option(min=1, help="Turns, the best of which counts.")] = 5,
     as_json: Json = False,
 ) -> None:
     """Messages a second of asynchronous methods, beside gradients worked out one by one."""

@@ -13,7 +13,7 @@ from fedsim.experiments.recipes.compression import compression
 from fedsim.experiments.recipes.damage import damage
 from fedsim.experiments.recipes.demo import mnist_robust, quickstart
 from fedsim.experiments.recipes.history import bucketing, centred_clipping
-from fedsim.experiments.recipes.layer_bits import layer_bits
+from fedsim.experiments.recipes.layer_bits import layer_bits, layer_bits_mnist
 from fedsim.experiments.recipes.layer_steps import layer_attacks, newton_schulz
 from fedsim.experiments.recipes.local_time import local_time
 from fedsim.experiments.recipes.median_mean import median_versus_mean
@@ -42,6 +42,7 @@ __all__ = [
     "fixing_by_mixing",
     "layer_attacks",
     "layer_bits",
+    "layer_bits_mnist",
     "local_time",
     "median_versus_mean",
     "mnist_robust",
