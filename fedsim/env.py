@@ -27,17 +27,17 @@ class Draws:
     def __init__(self, fed: Federation, purpose: str, round: Round, ids: Ids) -> None:
         self.fed, self.keys, self.at = fed, fed.keys.of(purpose, round, ids), 0
 
-    def own(self, count: int) -> Tensor:
+    def own(self, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Of their own: on a device from its entropy."""
         self.at += count
-        return self.fed.uniform(self.keys, self.at - count, count)
+        return self.fed.uniform(self.keys, self.at - count, count, dtype)
 
-    def common(self, count: int) -> Tensor:
+    def common(self, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """(count,), which all who know the experiment can draw; raises `Invalid` where they have no round in common."""
         if len(self.keys) > 1:
             raise Invalid("env.common: each client is at an attempt of its own; allowed is env.uniform")
         self.at += count
-        return uniform(self.keys, self.at - count, count, self.fed.device)[0]
+        return uniform(self.keys, self.at - count, count, self.fed.device, dtype)[0]
 
 
 class AtClients:

@@ -134,16 +134,20 @@ class Federation(Traffic):
             return np.arange(n)
         return np.sort(self.keys.numpy("cohort", round).choice(n, k, replace=False))
 
+    def load(self, up: int, down: int | None) -> Load:
+        """An attempt of a client, by backward passes and by the bits of its message and of the model."""
+        method = self.experiment.method
+        return Load(method.backprops, up, down, method.backprops // method.steps)
+
     def batch(self, round: Round, ids: Ids) -> Batch:
         """The batches of clients `ids`, (k, b, ...) or (k, steps, b, ...), poisoned where an attack does so."""
         experiment, steps = self.experiment, self.experiment.method.steps
         index, weight = experiment.batches.draw(self.choice, round, ids, self.sizes[ids], steps)
         place = torch.from_numpy(self.starts[ids][:, None] + index).to(self.device)
         weights = torch.from_numpy(weight).to(self.device)
-        clock, gradients = experiment.clock, experiment.method.gradients
+        clock = experiment.clock
         if steps > 1 and isinstance(clock, Clock) and clock.work is not None:
-            load = Load(steps * gradients, 0, 0, gradients)
-            done = torch.from_numpy(clock.done(self.keys, ids, round, load, experiment.honest))
+            done = torch.from_numpy(clock.done(self.keys, ids, round, self.load(0, 0), experiment.honest))
             idle = torch.arange(steps) >= done[:, None]
             weights = (
                 weights.unflatten(1, (steps, -1)).masked_fill(idle.to(self.device)[:, :, None], 0).flatten(1)
@@ -256,9 +260,9 @@ class Federation(Traffic):
         """Fill z (k, w), w = whole(w), with standard normal numbers, of k keys; on a device of its own entropy."""
         return normal_(z, [torch.Generator(self.device).manual_seed(torch_seed(key)) for key in keys])
 
-    def uniform(self, keys: NDArray[np.uint64], start: int, count: int) -> Tensor:
+    def uniform(self, keys: NDArray[np.uint64], start: int, count: int, dtype: torch.dtype) -> Tensor:
         """Numbers in [0, 1), (k, count), of clients' own; on a device from its own entropy."""
-        return uniform(keys, start, count, self.device)
+        return uniform(keys, start, count, self.device, dtype)
 
     def published(self, aggregate: Tensor, rows: int, round: int) -> Tensor:
         """What a server makes known of the aggregate of so many rows: with noise where privacy is central."""

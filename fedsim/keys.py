@@ -55,14 +55,20 @@ class Keys:
         return np.asarray((bits >> U64(11)) * 2.0**-53)
 
 
-def uniform(keys: NDArray[np.uint64], start: int, count: int, device: str = "cpu") -> Tensor:
-    """Numbers in [0, 1), (k, count) float32, the same on any device: of each key's stream those from `start` on.
+def uniform(
+    keys: NDArray[np.uint64],
+    start: int,
+    count: int,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Numbers in [0, 1), (k, count), the same on any device: of each key's stream those from `start` on.
 
-    Each word of 64 bits makes two numbers of 24 bits.
+    Each word of 64 bits makes two numbers of 24 bits; as int32 they are these 24 bits.
     """
     first, words = start // 2, (start + count + 1) // 2 - start // 2
     fill = _fill_by_blocks if device == "cpu" else _fill
-    out = torch.empty(len(keys), 2 * words, device=device)
+    out = torch.empty(len(keys), 2 * words, device=device, dtype=dtype)
     fill(out, _mix64(keys)[:, None], first)
     return out[:, start - 2 * first :][:, :count]
 
@@ -70,20 +76,26 @@ def uniform(keys: NDArray[np.uint64], start: int, count: int, device: str = "cpu
 def _fill_by_blocks(out: Tensor, stream: NDArray[np.uint64], first: int) -> None:
     """On a CPU: NumPy has unsigned words, and the integers stay in the cache."""
     numbers, words = out.numpy(), out.shape[1] // 2
-    size = max(1, BLOCK // len(stream))
-    for at in range(0, words, size):
-        counter = np.arange(first + at + 1, first + min(at + size, words) + 1, dtype=U64)
-        z = stream + counter * U64(GOLDEN)
-        shifted = np.empty_like(z)
-        for shift, factor in MIXING:
-            z ^= np.right_shift(z, U64(shift), out=shifted)
-            z *= U64(factor)
-        z ^= np.right_shift(z, U64(31), out=shifted)
-        halves = z.view(U32)  # the lower one first
-        halves >>= U32(8)
-        part = numbers[:, 2 * at : 2 * at + halves.shape[1]]
-        np.copyto(part, halves.view(np.int32), casting="unsafe")
-        part *= np.float32(2.0**-24)
+    width = max(1, min(words, BLOCK))  # long rows: they are worked on one by one
+    height = BLOCK // width
+    for at in range(0, words, width):
+        counter = np.arange(first + at + 1, first + min(at + width, words) + 1, dtype=U64)
+        counter *= U64(GOLDEN)
+        for top in range(0, len(stream), height):
+            z = stream[top : top + height] + counter
+            shifted = np.empty_like(z)
+            for shift, factor in MIXING:
+                z ^= np.right_shift(z, U64(shift), out=shifted)
+                z *= U64(factor)
+            z ^= np.right_shift(z, U64(31), out=shifted)
+            halves = z.view(U32)  # the lower one first
+            part = numbers[top : top + height, 2 * at : 2 * at + halves.shape[1]]
+            if out.dtype == torch.int32:
+                np.right_shift(halves, U32(8), out=part.view(U32))
+                continue
+            halves >>= U32(8)
+            np.copyto(part, halves.view(np.int32), casting="unsafe")
+            part *= np.float32(2.0**-24)
 
 
 def _fill(out: Tensor, stream: NDArray[np.uint64], first: int) -> None:
@@ -93,7 +105,9 @@ def _fill(out: Tensor, stream: NDArray[np.uint64], first: int) -> None:
     for shift, factor in MIXING:
         z.bitwise_xor_((z >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(_signed(factor))
     z.bitwise_xor_((z >> 31).bitwise_and_(2**33 - 1))
-    out.copy_((z.view(torch.int32) >> 8).bitwise_and_(2**24 - 1)).mul_(2.0**-24)
+    out.copy_((z.view(torch.int32) >> 8).bitwise_and_(2**24 - 1))
+    if out.dtype != torch.int32:
+        out.mul_(2.0**-24)
 
 
 def _signed(word: int) -> int:

@@ -65,8 +65,8 @@ class Client(AtClients):
     def compress(self, message: Tensor) -> Tensor:
         draws = Draws(self.fed, "uplink", self.address, self.ids)
 
-        def rounding(count: int) -> Tensor:
-            return draws.own(count)[0]
+        def rounding(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return draws.own(count, dtype)[0]
 
         self.payload = self.uplink.encode(message, self.layout, rounding, places(self.fed, self.address))
         return self.uplink.decode(self.payload, self.layout, places(self.fed, self.address)).to(

@@ -127,5 +127,4 @@ def in_time(
 
 def load_of(fed: Federation, round: int) -> Load:
     """What an attempt of a client of this experiment is made of."""
-    method = fed.experiment.method
-    return Load(method.steps * method.gradients, fed.uplink_bits(round), fed.downlink_bits, method.gradients)
+    return fed.load(fed.uplink_bits(round), fed.downlink_bits)

@@ -68,6 +68,12 @@ def test_numbers_of_a_cpu_are_those_of_any_device(start: int, count: int) -> Non
     for i in range(start, start + min(count, 40)):
         word = splitmix((splitmix(int(keys[4])) + (i // 2 + 1) * 0x9E3779B97F4A7C15) % 2**64)
         assert float(out[4, i - start]) == (word >> 32 * (i % 2) + 8) % 2**24 / 2**24
+    words = uniform(keys, start, count, dtype=torch.int32)
+    assert words.dtype == torch.int32
+    assert torch.equal(words * 2.0**-24, out)
+    plain = torch.empty(9, 2 * count + 2 * start + 2, dtype=torch.int32)
+    _fill(plain, _mix64(keys)[:, None], 0)
+    assert torch.equal(words, plain[:, start : start + count])
     many = _mix64(np.arange(20_000, dtype=np.uint64))[:, None]
     blocks, whole = torch.empty(20_000, 4), torch.empty(20_000, 4)
     _fill_by_blocks(blocks, many, start)

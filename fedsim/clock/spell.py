@@ -14,7 +14,8 @@ from fedsim.keys import Keys
 class Load:
     """What an attempt is made of: gradients, one after the other, the bits of its message, and those of the model.
 
-    Where the client has the model already, nothing is sent to it (None). `step`: gradients of a local step.
+    A product with a Hessian takes as long as a gradient. Where the client has the model already, nothing is sent to it
+    (None). `step`: gradients of a local step.
     """
 
     gradients: int

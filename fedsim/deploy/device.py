@@ -60,8 +60,8 @@ class DeviceFederation(Federation):
     def normal(self, z: Tensor, keys: NDArray[np.uint64]) -> Tensor:
         return super().normal(z, keys) if self._derived else z.copy_(normal(z.numel()).view_as(z))
 
-    def uniform(self, keys: NDArray[np.uint64], start: int, count: int) -> Tensor:
-        return super().uniform(keys, start, count) if self._derived else uniform(count)[None]
+    def uniform(self, keys: NDArray[np.uint64], start: int, count: int, dtype: torch.dtype) -> Tensor:
+        return super().uniform(keys, start, count, dtype) if self._derived else uniform(count, dtype)[None]
 
     def _deal(self, dataset: Dataset) -> list[Ids]:
         if not self._terms.own_data:

@@ -24,10 +24,10 @@ def normal(count: int) -> Tensor:
     return torch.from_numpy((total / np.sqrt(SUMMANDS)).astype(np.float32))
 
 
-def uniform(count: int) -> Tensor:
-    """Numbers in [0, 1), (count,), float32, of 24 fresh bits each."""
-    bits = np.frombuffer(os.urandom(4 * count), np.uint32) >> np.uint32(8)
-    return torch.from_numpy((bits * 2.0**-24).astype(np.float32))
+def uniform(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Numbers in [0, 1), (count,), of 24 fresh bits each; as int32 these bits."""
+    bits = torch.from_numpy((np.frombuffer(os.urandom(4 * count), np.uint32) >> np.uint32(8)).view(np.int32))
+    return bits if dtype == torch.int32 else bits * 2.0**-24
 
 
 def _box_muller(count: int) -> NDArray[np.float64]:

@@ -7,8 +7,7 @@ Two forms of each coder are held to one another by a test: `write` and `read`, t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +16,12 @@ from torch import Tensor
 from fedsim.check import Component
 from fedsim.messages.payload import Fields, Payload, Words
 
-Uniform = Callable[[int], Tensor]  # k -> numbers in [0, 1), (..., k), from an address of each sender's own
+
+class Uniform(Protocol):
+    """Random numbers (..., count) from an address of each sender's own; each call draws further ones."""
+
+    def __call__(self, count: int, dtype: torch.dtype = torch.float32, /) -> Tensor:
+        """In [0, 1), multiples of 2^-24; as int32 in units of these."""
 
 
 class Coder(Component):
@@ -72,6 +76,5 @@ def signed(scale: Tensor, up: Tensor) -> Tensor:
 
 def largest_magnitude(v: Tensor) -> Tensor:
     """max_j |v_j| (..., 1)."""
-    return torch.maximum(
-        -v.amin(-1, keepdim=True), v.amax(-1, keepdim=True)
-    )  # `aminmax` takes five times as long
+    # `aminmax` of a dimension takes five times as long; `abs`, since the larger of 0 and -0 may be either
+    return torch.maximum(-v.amin(-1, keepdim=True), v.amax(-1, keepdim=True)).abs_()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.layout import between
 from fedsim.messages.coder import Coder, Uniform, bits_of, floats, largest_magnitude, words
 from fedsim.messages.payload import Fields, Payload
 
@@ -118,8 +119,8 @@ class NaturalCompression(Coder):
     def _rounded(self, v: Tensor, uniform: Uniform) -> Tensor:
         # A random number of 23 bits added to the mantissa carries into the exponent with the mantissa's own chance.
         bits = bits_of(v)
-        carry = uniform(v.shape[-1]).mul_(MANTISSA).to(torch.int32)
-        if v.numel() and not float(largest_magnitude(v).max()) < 2.0**127:
+        carry = uniform(v.shape[-1], torch.int32).bitwise_right_shift_(1)
+        if not between(v, -(2.0**127), 2.0**127):
             carry.masked_fill_((bits & 0x7F800000) >= 254 << 23, 0)
         return carry.add_(bits).bitwise_and_(-MANTISSA)
 

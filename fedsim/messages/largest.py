@@ -1,4 +1,4 @@
-"""The places of the k largest |v_j|, exactly and quickly: most numbers are told apart by a threshold from a sample."""
+"""The indices of the k largest |v_j|, exactly and quickly: most numbers are told apart by a threshold from a sample."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ SAMPLE = 2048  # numbers whose order statistics bound the threshold from below
 
 
 def largest(v: Tensor, k: int) -> Tensor:
-    """A mask (..., d) of the k largest |v_j| of each v (..., d), float32; of equal ones those of the lowest index.
+    """The indices (..., k) of the k largest |v_j| of each v (..., d), float32, in order; of equal ones the lowest.
 
     NaN counts as larger than all numbers.
     """
     if v.device.type != "cpu":
         size = _magnitude(v)
-        return _by_threshold(size, size.topk(k, dim=-1).values[..., -1:], k)
-    flat = v.reshape(-1, v.shape[-1]).contiguous()
-    mask = torch.zeros(flat.shape, dtype=torch.bool)
-    rows, marks = flat.numpy(), mask.numpy()
+        mask = _by_threshold(size, size.topk(k, dim=-1).values[..., -1:], k)
+        return mask.nonzero()[:, -1].view(*v.shape[:-1], k)
+    rows = v.reshape(-1, v.shape[-1]).contiguous().numpy()
+    index = torch.empty(*v.shape[:-1], k, dtype=torch.int64)
+    places = index.view(-1, k).numpy()
 
     def work(i: int) -> None:
-        marks[i, _places(rows[i].view(np.int32) & MAGNITUDE, k)] = True
+        places[i] = _places(rows[i].view(np.int32) & MAGNITUDE, k)
 
     for _ in each(work, range(len(rows)), "cpu"):
         pass
-    return mask.view(v.shape)
+    return index
 
 
 def _magnitude(v: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def _by_threshold(size: Tensor, least: Tensor, k: int) -> Tensor:
 
 
 def _places(size: NDArray[np.int32], k: int) -> NDArray[np.int64]:
-    """The indices of the k largest of size (d,)."""
+    """The indices of the k largest of size (d,), in order."""
     d, share = len(size), k / len(size)
     there = np.zeros(0, np.int64)
     if d > 8 * SAMPLE:
@@ -62,5 +63,8 @@ def _places(size: NDArray[np.int32], k: int) -> NDArray[np.int64]:
         there = np.arange(d)
     size = size[there]
     least = np.partition(size, len(size) - k)[len(size) - k]
-    above = there[size > least]
-    return np.concatenate([above, there[size == least][: k - len(above)]])
+    among = size >= least
+    if (surplus := np.count_nonzero(among) - k) > 0:  # of those equal to the k-th, the last ones
+        among[np.flatnonzero(size == least)[-surplus:]] = False
+    found: NDArray[np.int64] = there[among]
+    return found

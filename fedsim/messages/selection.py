@@ -7,6 +7,7 @@ from math import ceil, log2
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.check import Invalid, Share
@@ -57,19 +58,16 @@ class TopK(Compressor):
         return max(1, round(self.share * layout.width))
 
     def __call__(self, v: Tensor, layout: Layout, uniform: Uniform, places: Uniform | None = None) -> Tensor:
-        mask, k = largest(v, self.k(layout)), self.k(layout)
-        if self.coder.alpha(k) == 1:
-            return torch.where(mask, v, 0)
-        kept = self.coder.round(v[mask].view(*v.shape[:-1], k), uniform)
-        return torch.zeros_like(v).masked_scatter_(mask, kept)
+        index = largest(v, self.k(layout))
+        return torch.zeros_like(v).scatter_(-1, index, self.coder.round(v.gather(-1, index), uniform))
 
     def encode(self, v: Tensor, layout: Layout, uniform: Uniform, places: Uniform | None = None) -> Payload:
-        mask = largest(v, self.k(layout))
-        return self.coder.write(v[mask], uniform) | self._write(mask.cpu().numpy(), layout)
+        index = largest(v, self.k(layout))
+        return self.coder.write(v[index], uniform) | self._write(index.cpu().numpy(), layout)
 
     def decode(self, payload: Payload, layout: Layout, places: Uniform | None = None) -> Tensor:
-        mask = self._read(payload, layout)
-        return torch.zeros(layout.width).masked_scatter_(mask, self.coder.read(payload))
+        index = self._read(payload, layout)
+        return torch.zeros(layout.width).index_copy_(-1, index, self.coder.read(payload))
 
     def fields(self, layout: Layout) -> Fields:
         d, k = layout.width, self.k(layout)
@@ -83,10 +81,12 @@ class TopK(Compressor):
     def omega(self, layout: Layout) -> float | None:
         return None
 
-    def _write(self, mask: np.ndarray, layout: Layout) -> dict[str, Words]:
-        if "mask" in self.fields(layout):
-            return {"mask": mask.astype(np.uint64)}
-        return {"index": np.flatnonzero(mask).astype(np.uint64)}
+    def _write(self, index: NDArray[np.int64], layout: Layout) -> dict[str, Words]:
+        if "index" in self.fields(layout):
+            return {"index": index.astype(np.uint64)}
+        mask = np.zeros(layout.width, np.uint64)
+        mask[index] = 1
+        return {"mask": mask}
 
     def _read(self, payload: Payload, layout: Layout) -> Tensor:
         d, k = layout.width, self.k(layout)
@@ -94,13 +94,11 @@ class TopK(Compressor):
             mask = payload["mask"] == 1
             if mask.sum() != k:
                 raise Invalid(f"payload.mask: {int(mask.sum())} places, must be {k}")
-            return torch.from_numpy(mask)
+            return torch.from_numpy(np.flatnonzero(mask))
         index = payload["index"].astype(np.int64)
         if index[-1] >= d or (np.diff(index) <= 0).any():
             raise Invalid(f"payload.index: must rise, and be below {d}")
-        mask = np.zeros(d, bool)
-        mask[index] = True
-        return torch.from_numpy(mask)
+        return torch.from_numpy(index)
 
 
 @dataclass(frozen=True)

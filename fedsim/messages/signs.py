@@ -60,7 +60,7 @@ class StochasticSigns(Coder):
 
     def write(self, v: Tensor, uniform: Uniform) -> Payload:
         scale = self._scale(v)
-        sign = {"sign": words(self._below(v, scale, uniform) < 0)}
+        sign = {"sign": words(self._below(v, scale, uniform).signbit())}
         return sign if self.bound is not None else sign | {"scale": words(bits_of(scale))}
 
     def read(self, payload: Payload) -> Tensor:
@@ -103,7 +103,7 @@ class QSGD(Coder):
     def write(self, v: Tensor, uniform: Uniform) -> Payload:
         scale = self._scale(v)
         level = self._level(v, scale, uniform)
-        return {"sign": words(v < 0), "level": words(level.int()), "scale": words(bits_of(scale))}
+        return {"sign": words(v.signbit()), "level": words(level.int()), "scale": words(bits_of(scale))}
 
     def read(self, payload: Payload) -> Tensor:
         level = payload["level"].astype(np.int64)
@@ -115,7 +115,7 @@ class QSGD(Coder):
     def round(self, v: Tensor, uniform: Uniform) -> Tensor:
         scale = self._scale(v)
         value = self._level(v, scale, uniform) * (scale / self.levels)
-        return torch.where(v < 0, -value, value)
+        return torch.copysign(value, v)
 
     def _scale(self, v: Tensor) -> Tensor:
         return norms(v).unsqueeze(-1)
@@ -166,10 +166,11 @@ class Ternary(Coder):
 
     def round(self, v: Tensor, uniform: Uniform) -> Tensor:
         scale = largest_magnitude(v)
-        return self._trit(v, scale, uniform) * scale
+        return self._trit(v, scale, uniform).mul_(scale)
 
     def _trit(self, v: Tensor, scale: Tensor, uniform: Uniform) -> Tensor:
-        return v.sign() * (uniform(v.shape[-1]) * scale < v.abs())
+        taken = uniform(v.shape[-1]).mul_(scale) < v.abs()
+        return torch.copysign(taken.to(v.dtype), v).add_(0.0)  # -0 is 0
 
     def omega(self, k: int) -> float:
         return sqrt(k) - 1

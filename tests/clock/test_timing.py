@@ -37,7 +37,7 @@ from fedsim.strategies import (
     TrimmedMean,
 )
 from fedsim.strategies.methods.ef21 import Plain
-from fedsim.strategies.methods.estimators import LastGradient
+from fedsim.strategies.methods.estimators import HM, MVR, Estimator, LastGradient
 from fedsim.task import Task
 
 PACE = LogNormal(1.0, 0.6, spread=0.3)
@@ -211,6 +211,14 @@ def test_byzantine_clients_who_are_cut_do_not_count_and_f_stays() -> None:
         x = x - 0.4 * Median()(rows, 2)
     torch.testing.assert_close(model(run(e)), x)
     assert torch.equal(model(run(replace(e, byzantine=3))), fed.x0)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "passes"), [(LastGradient(), 1), (MVR(), 2), (HM(), 2), (HM(random=True), 3)], ids=repr
+)
+def test_a_product_with_a_hessian_takes_as_long_as_a_gradient(estimator: Estimator, passes: int) -> None:
+    e = replace(BASE, method=EF21(estimator, TopK(0.5), Plain(0.1)), clock=Clock(Constant(0.5)), rounds=3)
+    assert run(e).frame["simulated_seconds"].iloc[-1] == 3 * 0.5 * passes
 
 
 def test_who_is_away_is_not_asked_and_pays_nothing() -> None:
