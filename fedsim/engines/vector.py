@@ -85,7 +85,8 @@ class Gradient:
     """The gradients of clients at a point: what they follow from, of all at once, then those of some at a time."""
 
     def __init__(self, env: Clients, x: Tensor, batch: Batch) -> None:
-        self.env, self.x, self.call = env, x, env.call(batch)
+        # not the env, which keeps the first of its gradients: a cycle stays in memory until it is looked for
+        self.fed, self.count, self.x, self.call = env.fed, len(env.ids), x, env.call(batch)
         clip = env.mechanism.clip() if env.mechanism else None
         self.batch, self.clip = batch, clip
         self.ready = env.fed.gradients.prepare(x, batch, clip)
@@ -97,7 +98,7 @@ class Gradient:
         self.ready.write(clients, out)
         if self.mechanism:
             self.mechanism.part(clients).noisy(out, self.call)
-        whole = self.env.fed.regularise(out, self.x if self.x.dim() == 1 else self.x[clients])
+        whole = self.fed.regularise(out, self.x if self.x.dim() == 1 else self.x[clients])
         return clip_(whole, tau)
 
     def total(self, tau: float = inf) -> Tensor:
@@ -113,7 +114,7 @@ class Gradient:
                 out += self.rows(slice(i, i + 1), torch.empty_like(out), tau)
         if self.mechanism:
             self.mechanism.noisy(out, self.call)
-        return self.env.fed.regularise(out, len(self.env.ids) * self.x)
+        return self.fed.regularise(out, self.count * self.x)
 
 
 class Share(Clients):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import nan
 from typing import ClassVar
+from weakref import proxy
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,8 @@ class Layerwise:
                 if type(module) not in LAYERS or not LAYERS[type(module)].fits(module):
                     raise Unfit(f"{name} is a {type(module).__name__}")
                 self.layers[name] = LAYERS[type(module)](module)
-                module.forward = partial(self._call, name)
+                # a weak reference, or this and the model would hold each other in memory
+                module.forward = partial(Layerwise._call, proxy(self), name)
         every = list(self.model.named_parameters(remove_duplicate=False))
         named = [(path, p) for path, p in every if p.requires_grad]
         if len({id(parameter) for _, parameter in named}) < len(named):
