@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import nan
 from typing import ClassVar
-from weakref import proxy
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +76,7 @@ class Layerwise:
                 if type(module) not in LAYERS or not LAYERS[type(module)].fits(module):
                     raise Unfit(f"{name} is a {type(module).__name__}")
                 self.layers[name] = LAYERS[type(module)](module)
-                # a weak reference, or this and the model would hold each other in memory
-                module.forward = partial(Layerwise._call, proxy(self), name)
+                module.forward = partial(_call, ref(self), name)  # weak: no circle with the model
         every = list(self.model.named_parameters(remove_duplicate=False))
         named = [(path, p) for path, p in every if p.requires_grad]
         if len({id(parameter) for _, parameter in named}) < len(named):
@@ -94,7 +93,8 @@ class Layerwise:
         for _, parameter in named:  # a weight that is read outside of its layer is not a number
             parameter.data = parameter.new_full((), torch.nan).expand(parameter.shape)
 
-    def _call(self, name: str, x: Tensor) -> Tensor:
+    def call(self, name: str, x: Tensor) -> Tensor:
+        """What a layer gives, of which what its gradients need is noted."""
         calls = self.now.calls.setdefault(name, [])
         if calls and name not in self.linear:
             raise Unfit(f"{name} is called twice")
@@ -237,6 +237,12 @@ class Passed:
         lengths = torch.stack([length.square() for _, length in found]).sum(0)
         known = squares.sqrt().masked_fill(~(lengths <= LOST * squares), nan)
         return known.to(next(iter(self.back.values())).dtype)
+
+
+def _call(route: ref[Layerwise], name: str, x: Tensor) -> Tensor:
+    whole = route()
+    assert whole is not None  # the model is its own
+    return whole.call(name, x)
 
 
 def _together(calls: list[Tensor]) -> Tensor:
