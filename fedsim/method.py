@@ -162,6 +162,10 @@ class Method(Component):
         """How messages are compressed, by `env.compress`; None: they travel as they are, 32 bits a number."""
         return None
 
+    def uplink_in(self, layout: Layout, coin: float) -> Compressor | None:
+        """`uplink` where it is another in each round: `coin`, in [0, 1), is the first of the round's common numbers."""
+        return self.uplink
+
     def whole(self, round: int, coin: float) -> bool:
         """Whether the messages of a round travel as they are, `uplink` or not; all know the coin, in [0, 1)."""
         return False

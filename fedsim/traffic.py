@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 from torch import Tensor
 
-from fedsim.keys import SHARED, Keys
+from fedsim.keys import SHARED, Keys, uniform
 from fedsim.layout import Layout
 from fedsim.messages import All, Compressor, StochasticSigns
 from fedsim.method import Method
@@ -40,7 +40,13 @@ class Traffic:
         by = self.experiment.method.uplink
         if by is not None and isinstance(self.experiment.privacy, RandomizedResponse):
             return ONE_BIT  # none of its signs is 0
-        return WHOLE if by is not None and self.whole(round) else by
+        if by is not None and self.whole(round):
+            return WHOLE
+        method = self.experiment.method
+        if type(method).uplink_in is Method.uplink_in or not isinstance(round, int):
+            return by
+        coin = uniform(self.keys.of("common", round, np.array([SHARED])), 0, 1)[0, 0]
+        return method.uplink_in(self.layout.trained, float(coin))
 
     def uplink_bits(self, round: int) -> int:
         """Bits of a client's message in a round, headers aside."""
@@ -49,7 +55,8 @@ class Traffic:
 
     def bits(self, rounds: int) -> dict[str, int]:
         """Bits that a client sends and is told in so many rounds in all of which it takes part."""
-        alike = type(self.experiment.method).whole is Method.whole
+        method = type(self.experiment.method)
+        alike = method.whole is Method.whole and method.uplink_in is Method.uplink_in
         sent = rounds * self.uplink_bits(0) if alike else sum(map(self.uplink_bits, range(rounds)))
         return {"uplink_bits": sent, "downlink_bits": rounds * self.downlink_bits}
 

@@ -2,6 +2,7 @@
 
 from fedsim.experiments.comparison import Comparison as Comparison
 from fedsim.experiments.recipes.baselines import baselines, pfl_cifar10
+from fedsim.experiments.recipes.batch_budget import batch_budget
 from fedsim.experiments.recipes.byz_clip21 import (
     byz_clip21_cnn,
     byz_clip21_label_flip,
@@ -30,6 +31,7 @@ from fedsim.experiments.recipes.writers import writers
 
 __all__ = [
     "baselines",
+    "batch_budget",
     "bucketing",
     "byz_clip21_cnn",
     "byz_clip21_label_flip",

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from fedsim.check import Count
+from fedsim.check import Count, Natural
 from fedsim.layout import Block, Layout
 from fedsim.messages.coder import Coder, Uniform
 from fedsim.messages.compressor import Compressor, contraction
@@ -68,6 +68,37 @@ class ByLayer(Compressor):
 
     def _alone(self, layout: Layout) -> Iterator[Layout]:
         return (Layout((block,)) for block in layout.blocks)
+
+
+@dataclass(frozen=True)
+class LayersFrom(Compressor):
+    """Every number of the layers from the one numbered `first` on; receivers know `first`, and read 0 before it."""
+
+    first: Natural = 0
+    coder: Coder = Float32()
+
+    def __call__(self, v: Tensor, layout: Layout, uniform: Uniform, places: Uniform | None = None) -> Tensor:
+        left_out, sent = v.split(self._sizes(layout), -1)
+        return torch.cat([torch.zeros_like(left_out), self.coder.round(sent, uniform)], -1)
+
+    def encode(self, v: Tensor, layout: Layout, uniform: Uniform, places: Uniform | None = None) -> Payload:
+        return self.coder.write(v.split(self._sizes(layout), -1)[1], uniform)
+
+    def decode(self, payload: Payload, layout: Layout, places: Uniform | None = None) -> Tensor:
+        return torch.cat([torch.zeros(self._sizes(layout)[0]), self.coder.read(payload)])
+
+    def fields(self, layout: Layout) -> Fields:
+        return self.coder.fields(self._sizes(layout)[1])
+
+    def alpha(self, layout: Layout) -> float | None:
+        return contraction(1.0, self.coder, layout.width) if self.first == 0 else None
+
+    def omega(self, layout: Layout) -> float | None:
+        return None
+
+    def _sizes(self, layout: Layout) -> list[int]:
+        """How many numbers are left out, and sent."""
+        return [sum(layout.sizes[: self.first]), sum(layout.sizes[self.first :])]
 
 
 @dataclass(frozen=True)

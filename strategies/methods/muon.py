@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.check import Finite, Momentum, NonNegative, Share
-from fedsim.layout import Layout, Role
+from fedsim.layout import Role
 from fedsim.messages import All, Compressor, StochasticSigns
 from fedsim.method import Env, Method, ServerEnv
 from fedsim.schedule import Rate, rate
@@ -43,12 +43,25 @@ class Muon(ServerOptimizer):
         return begun(x)
 
     def turn(self, state: State, g: Tensor, env: Here) -> tuple[State, Tensor]:
-        matrix = of_roles(env.layout, self.roles).to(g.device)
-        new, rest = adam(state, g, self.b1, self.b2, self.epsilon)
-        m = self.momentum * state["m"] + g
-        ahead = g + self.momentum * m if self.nesterov else m
-        way = self._norms.direction(ahead, env.layout)
-        return {**new, "m": torch.where(matrix, m, new["m"])}, torch.where(matrix, way, self.adam * rest)
+        """Layer by layer, so that Adam works on what it moves alone; its v of matrices stays 0."""
+        sizes, alone = env.layout.sizes, [block.role in self.roles for block in env.layout.blocks]
+        split = zip(alone, *(each.split(sizes, -1) for each in (g, state["m"], state["v"])), strict=True)
+        parts = [self._kept(matrix, new, m, v, state["t"]) for matrix, new, m, v in split]
+        ahead, m, v = (torch.cat(each, -1) for each in zip(*parts, strict=True))
+        ways = self._norms.direction(ahead, env.layout).split(sizes, -1)
+        kinds = zip(alone, ways, ahead.split(sizes, -1), strict=True)
+        u = torch.cat([way if matrix else rest for matrix, way, rest in kinds], -1)
+        return {"m": m, "v": v, "t": state["t"] + 1}, u
+
+    def _kept(
+        self, matrix: bool, g: Tensor, m: Tensor, v: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a layer: what its oracle is asked, or else Adam's step; m and v."""
+        if not matrix:
+            kept, way = adam({"m": m, "v": v, "t": t}, g, self.b1, self.b2, self.epsilon)
+            return self.adam * way, kept["m"], kept["v"]
+        new = torch.add(g, m, alpha=self.momentum)
+        return torch.add(g, new, alpha=self.momentum) if self.nesterov else new, new, v
 
     @property
     def _norms(self) -> Norms:
@@ -113,8 +126,3 @@ class SignMuon(Method):
     def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
         u = aggregate if self.sign == "after" else self.norms.direction(aggregate, env.layout)
         return {**state, "x": state["x"] - rate(self.lr, env.round) * u}
-
-
-def of_roles(layout: Layout, roles: tuple[Role, ...]) -> Tensor:
-    """Which coordinates (d,) are of layers with these roles."""
-    return torch.cat([torch.full((block.size,), block.role in roles) for block in layout.blocks])

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fedsim.check import Finite, Invalid, NonNegative, Share
 from fedsim.layout import Layout
+from fedsim.messages import All, Compressor
+from fedsim.messages.layers import LayersFrom
 from fedsim.method import Env, Method, ServerEnv
 from fedsim.schedule import Rate, rate
 from fedsim.strategies.methods.optimizer import moved
@@ -84,20 +86,27 @@ class Gluon(Scion):
 class DropMuon(Scion):
     """Drop-Muon (arXiv:2510.02239): each round draws a layer s, and layers before it keep weights and momentum.
 
-    client  d_l <- (1 - alpha) d_l + alpha grad_l f_i(x) for l >= s;  sends these, 0 for l < s
+    client  d_l <- (1 - alpha) d_l + alpha grad_l f_i(x) for l >= s;  sends these, and nothing of l < s
     server  x_l <- x_l - lr sharp(d_l), or + lr LMO(d_l) (`move`), for l >= s
     chances  in proportion to which s is each layer, from the first on; () all alike. A layer is a module's parameters.
-    What is left out travels as zeros: the wire's width is fixed. The gradient, too, is that of all layers here.
+    All know s, from the round's common numbers. The gradient is that of all layers here.
     """
 
     move: Literal["sharp", "lmo"] = "lmo"
     chances: tuple[NonNegative, ...] = ()
 
+    @property
+    def uplink(self) -> Compressor:
+        return All()
+
+    def uplink_in(self, layout: Layout, coin: float) -> Compressor:
+        return LayersFrom(self._first(layout, coin))
+
     def client_step(self, state: State, x: Tensor, batch: Batch, env: Env) -> tuple[State, Tensor]:
         on = self._on(env.layout, env.common).to(x.device)
         d = torch.where(on, torch.lerp(state["d"], env.first_gradient(), self.alpha), state["d"])
         sent = torch.where(on, d, 0)
-        return {"d": d}, sent if self.lmo == "after" else self.way(sent, env.layout)
+        return {"d": d}, env.compress(sent if self.lmo == "after" else self.way(sent, env.layout))
 
     def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
         on = self._on(env.layout, env.common).to(aggregate.device)
@@ -109,6 +118,12 @@ class DropMuon(Scion):
 
     def _on(self, layout: Layout, common: Callable[[int], Tensor]) -> Tensor:
         """Which coordinates (d,) are trained in this round."""
+        first = self._first(layout, float(common(1)))
+        sizes = enumerate(layout.sizes)
+        return torch.cat([torch.full((size,), block >= first) for block, size in sizes])
+
+    def _first(self, layout: Layout, coin: float) -> int:
+        """The first block that is trained."""
         homes = [block.name.rpartition(".")[0] for block in layout.blocks]
         layers = list(dict.fromkeys(homes))
         ends = list(accumulate(self.chances or [1.0] * len(layers)))
@@ -117,10 +132,7 @@ class DropMuon(Scion):
                 f"DropMuon.chances = {self.chances}: must be () or one for each of the {len(layers)} layers, "
                 "not all 0"
             )
-        first = bisect_right(ends, float(common(1)) * ends[-1])
-        kept = set(layers[first:])
-        sizes = zip(homes, layout.sizes, strict=True)
-        return torch.cat([torch.full((size,), home in kept) for home, size in sizes])
+        return homes.index(layers[bisect_right(ends, coin * ends[-1])])
 
 
 def budget_batch(tokens: int, per_example: int = 1, constant: float = 1.0) -> int:

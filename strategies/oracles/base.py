@@ -6,12 +6,15 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 from math import prod
 
+import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from fedsim.check import Component, Finite
 from fedsim.layout import Block
 from fedsim.machine.threads import one_thread
+
+LEAST = 1e-15  # norms of float32 from there on have all their digits, up to 1 / LEAST
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Oracle(Component):
     @one_thread()
     def direction(self, g: Tensor, block: Block) -> Tensor:
         """-LMO(G) (..., *block.shape); 0 where G is."""
-        return from_matrix(self.radius * self._unit(as_matrix(g, block), block), block)
+        return from_matrix(scaled(self._unit(as_matrix(g, block), block), self.radius), block)
 
     def lmo(self, g: Tensor, block: Block) -> Tensor:
         """LMO(G) (..., *block.shape)."""
@@ -53,6 +56,11 @@ class Oracle(Component):
     @abstractmethod
     def _dual(self, g: Tensor, block: Block) -> Tensor:
         """The dual norm (...,) of matrices (..., m, q) for the unit ball."""
+
+
+def scaled(t: Tensor, factor: float) -> Tensor:
+    """factor t; t itself where that is 1."""
+    return t if factor == 1 else factor * t
 
 
 def as_matrix(g: Tensor, block: Block) -> Tensor:
@@ -80,10 +88,20 @@ def sides(block: Block) -> tuple[int, int, int]:
 
 def unit(g: Tensor, axes: int | tuple[int, ...]) -> Tensor:
     """g over its L2 norm along some axes, 0 where that is 0."""
-    largest = g.abs().amax(axes, keepdim=True)  # squares of small numbers underflow, of large ones overflow
-    scaled = g / largest.masked_fill(largest == 0, 1)
-    norm = vector_norm(scaled, dim=axes, keepdim=True)
-    made: Tensor = scaled / norm.masked_fill(norm == 0, 1)
+    norm = vector_norm(g, dim=axes, keepdim=True)
+    made: Tensor = g / norm
+    odd = ~((norm > LEAST) & (norm < 1 / LEAST))  # squares of small numbers underflow, of large ones overflow
+    if odd.any():
+        made = torch.where(odd, _odd_unit(g, axes), made)
+    return made
+
+
+def _odd_unit(g: Tensor, axes: int | tuple[int, ...]) -> Tensor:
+    """The same at any length of g, by a power of two that brings it within reach: no digit is another for it."""
+    _, exponent = torch.frexp(g.abs().amax(axes, keepdim=True))
+    near = torch.ldexp(g, -exponent.clamp(-100, 100))
+    norm = vector_norm(near, dim=axes, keepdim=True)
+    made: Tensor = near / norm.masked_fill(norm == 0, 1)
     return made
 
 

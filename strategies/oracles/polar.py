@@ -13,6 +13,8 @@ from torch import Tensor
 from fedsim.check import Chance, Component, Count, NonNegative
 from fedsim.strategies.oracles.base import unit
 
+LONG = 2  # times as many columns as rows: from there on products of the short side alone are fewer
+STAGE = 3  # quintics in a row of these: what A has lost of small singular values grows with each
 Quintic = tuple[float, float, float]  # a, b, c of p(s) = a s + b s^3 + c s^5
 
 
@@ -85,11 +87,31 @@ def composed(y: Tensor, quintics: tuple[Quintic, ...]) -> Tensor:
     """p_k(.. p_1(Y)) on the singular values of matrices (..., m, q), by products of their shorter side."""
     lead, tall = y.shape[:-2], y.shape[-2] > y.shape[-1]
     y = (y.mT if tall else y).reshape(-1, *((y.shape[-1], y.shape[-2]) if tall else y.shape[-2:]))
-    for a, b, c in quintics:
-        gram = y @ y.mT
-        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+    if LONG * y.shape[1] <= y.shape[2]:
+        for start in range(0, len(quintics), STAGE):
+            y = _factor(y @ y.mT, quintics[start : start + STAGE]) @ y
+    else:
+        for a, b, c in quintics:
+            gram = y @ y.mT
+            y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
     y = y.mT if tall else y
     return y.reshape(*lead, *y.shape[-2:])
+
+
+def _factor(gram: Tensor, quintics: tuple[Quintic, ...]) -> Tensor:
+    """W with p_k(.. p_1(Y)) = W Y, from A = Y Y' alone: W <- q(A) W, A <- A q(A)^2 with q(A) = a + b A + c A^2."""
+
+    def q(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        return factor
+
+    factor = whole = q(gram, *quintics[0])
+    for quintic in quintics[1:]:
+        gram = gram @ factor @ factor
+        factor = q(gram, *quintic)
+        whole = factor @ whole
+    return whole
 
 
 @cache

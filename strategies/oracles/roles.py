@@ -69,7 +69,10 @@ class Norms(Component):
         for (oracle, _, shape), members in alike.items():
             axis = -1 - len(shape)
             block = layout.blocks[members[0]]
-            together = torch.stack([views[i] for i in members], axis)
+            first = views[members[0]]
+            together = (
+                torch.stack([views[i] for i in members], axis) if members[1:] else first.unsqueeze(axis)
+            )
             done |= dict(zip(members, work(oracle, together, block).unbind(axis), strict=True))
         scale = [1.0 if plain else self.radius(block) for block in layout.blocks]
         return layout.join(done[i] if scale[i] == 1 else scale[i] * done[i] for i in range(len(views)))

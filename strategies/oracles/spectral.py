@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.check import Count, Momentum
 from fedsim.layout import Block
-from fedsim.strategies.oracles.base import Oracle, as_matrix, from_matrix, sides
+from fedsim.strategies.oracles.base import Oracle, as_matrix, from_matrix, scaled, sides
 from fedsim.strategies.oracles.entries import Frobenius
 from fedsim.strategies.oracles.polar import NewtonSchulz, Polar, largest, leading
 
@@ -29,7 +29,7 @@ class Spectral(Oracle):
     polar: Polar = NewtonSchulz()
 
     def _unit(self, g: Tensor, block: Block) -> Tensor:
-        return self.polar(g) * self._factor(block)
+        return scaled(self.polar(g), self._factor(block))
 
     def _dual(self, g: Tensor, block: Block) -> Tensor:
         return largest(g) * self._factor(block)

@@ -9,6 +9,7 @@ import pytest
 from test_recipes import words
 
 from fedsim.batches import Fixed
+from fedsim.experiments.recipes.batch_budget import CONSTANTS, sized
 from fedsim.experiments.recipes.layer_bits import bits_figure, bits_to_loss, lag, layer_bits
 from fedsim.experiments.recipes.layer_steps import best_steps, noise_figure, noisy_singular_values
 from fedsim.strategies import EF21Muon, Scion
@@ -65,3 +66,15 @@ def test_what_clients_hold_lags_behind_where_the_broadcast_is_compressed() -> No
     assert plain["round"].tolist() == [2, 4]
     assert plain["x"].equals(plain["w"])
     assert (both["x"] - both["w"]).abs().min() > 1e-5
+
+
+def test_a_batch_of_a_budget_spends_it() -> None:
+    """Eight times the examples: four times the batch, twice the rounds, and no more examples than there are."""
+    for c in CONSTANTS:
+        (small, few), (large, many) = (
+            (int(sized(budget, c)["batches"][6:-1]), int(sized(budget, c)["rounds"]))
+            for budget in (16_000, 128_000)
+        )
+        assert 10 * small * few == pytest.approx(16_000, rel=0.02)
+        assert 10 * large * many == pytest.approx(128_000, rel=0.02)
+        assert large / small == pytest.approx(4, rel=0.1)

@@ -12,10 +12,10 @@ from resuming import resumed_to_the_bit
 from small import final, small
 from torch import Tensor
 
-from fedsim.attacks import ALIE
+from fedsim.attacks import ALIE, SignFlip
 from fedsim.batches import Fixed
 from fedsim.check import Invalid
-from fedsim.env import AtServer
+from fedsim.env import AtServer, as_read
 from fedsim.federation import Federation
 from fedsim.gradients import one_client, one_loss
 from fedsim.layout import Block
@@ -311,6 +311,30 @@ def test_drop_muon_line_by_line(move: str) -> None:
     )
     with pytest.raises(Invalid, match=r"one for each of the 3 layers"):
         run(replace(e, method=DropMuon(chances=(1.0, 1.0))))
+
+
+def test_what_drop_muon_leaves_out_does_not_travel() -> None:
+    """Bits of each round are those of the layers drawn, on the wire of `grid` too; an attacker can send no more."""
+    e = experiment(DropMuon(0.05, 0.3), byzantine=1, attack=SignFlip())
+    plain, sizes = Plain(e), dict[str, int]()
+    for block in plain.fed.layout.blocks:
+        home = block.name.rpartition(".")[0]
+        sizes[home] = sizes.get(home, 0) + block.size
+    left, sent = list(sizes.values()), []
+    for t in range(e.rounds):
+        first = int(len(left) * float(AtServer(plain.fed, t).common(1)))
+        sent.append(32 * sum(left[first:]))
+        by = plain.fed.uplink(t)
+        assert by is not None
+        forged = as_read(plain.fed, torch.ones(1, plain.fed.width), t)
+        assert int(forged.sum()) == sum(left[first:])
+        payload = by.encode(torch.ones(plain.fed.width), plain.fed.layout, torch.zeros)
+        assert plain.fed.uplink_bits(t) == 32 * len(payload["value"]) == sent[-1]
+    assert len(set(sent)) > 1
+    found = [run(replace(e, evaluate_every=1), engine=engine) for engine in ("loop", "vector", "grid")]
+    for result in found:
+        assert np.diff(result.frame["uplink_bits"], prepend=0).tolist() == sent
+    assert all(torch.equal(found[0].model[name], found[2].model[name]) for name in found[0].model)
 
 
 @pytest.mark.parametrize("where", ["after", "before", "both"])
