@@ -238,9 +238,9 @@ class Federation(Traffic):
                 yield from self.normal(z[: len(some)], some)[:, :d]
 
         def total(part: slice) -> Tensor:
-            noise = torch.zeros_like(rows[0])
-            for z, by in zip(drawn(part), deviation[part], strict=True):
-                noise.add_(z, alpha=by)
+            noise = torch.empty_like(rows[0])
+            for i, (z, by) in enumerate(zip(drawn(part), deviation[part], strict=True)):
+                noise = torch.add(noise, z, alpha=by, out=noise) if i else torch.mul(z, by, out=noise)
             return noise
 
         def add(part: slice) -> None:

@@ -48,7 +48,8 @@ def on_inputs(f: Callable[..., Any], *inputs: Any) -> Any:
 def forward(model: nn.Module, parameters: dict[str, Tensor], x: Inputs) -> Tensor:
     """What the model puts out for inputs x, with these of its parameters: model(x), model(*x) or model(**x)."""
     args = x if isinstance(x, tuple) else () if isinstance(x, dict) else (x,)
-    out: Tensor = functional_call(model, parameters, args, x if isinstance(x, dict) else {})
+    named = x if isinstance(x, dict) else {}
+    out: Tensor = functional_call(model, parameters, args, named) if parameters else model(*args, **named)
     return out
 
 

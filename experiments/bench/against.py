@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from fedsim.check import Invalid, nearest
 from fedsim.federation import Federation
 from fedsim.types import single
 
+Pins = tuple[str, ...]
 SCRIPTS = Path(__file__).parent / "peers"
 
 
@@ -29,7 +33,7 @@ SCRIPTS = Path(__file__).parent / "peers"
 class Peer:
     """`pins`: what its environment holds beside this one's torch; where there is none it runs in this environment."""
 
-    pins: tuple[str, ...]
+    pins: Pins
     modes: tuple[str, ...] = ("",)
 
 
@@ -116,10 +120,16 @@ def _deviation(fed: Federation) -> float:
 
 
 class Process:
-    """A peer's script at work; `left_out` says why there is nothing to measure."""
+    """A peer's script at work; `left_out` says why there is nothing to measure.
 
-    def __init__(self, script: Path, interpreter: Path, folder: Path, system: str) -> None:
+    It may take `limit` seconds in all: then it is asked for no more rounds, and `cut` says so.
+    """
+
+    def __init__(
+        self, script: Path, interpreter: Path, folder: Path, system: str, limit: float = inf, pins: Pins = ()
+    ) -> None:
         self.system, self.folder, self.left_out = system, folder, ""
+        self.limit, self.left, self.pins, self.cut = limit, limit, pins, False
         threads = str(torch.get_num_threads())
         own = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}  # set by fedsim
         self.log = folder / f"{system}.log"
@@ -137,18 +147,28 @@ class Process:
 
     def turn(self, rounds: int) -> list[tuple[float, float]]:
         """Run so many rounds: the seconds of each, and of the floor right after it; none where it is left out."""
-        if self.left_out:
-            return []
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # what it said before it ended is still to be read
-            print(rounds, file=self.process.stdin, flush=True)
-        return [(seconds, floor) for seconds, floor in self._answer().get("rounds", ())]
+        done: list[tuple[float, float]] = []
+        for _ in range(rounds):  # one at a time, so that what a slow peer has done counts
+            if self.left_out or self.cut:
+                break
+            with suppress(BrokenPipeError):  # what it said before it ended is still to be read
+                print(1, file=self.process.stdin, flush=True)
+            done += [(seconds, floor) for seconds, floor in self._answer().get("rounds", ())]
+        return done
 
     def finish(self) -> tuple[dict[str, Any], Tensor | None]:
-        """After the last round: what the peer says about itself, and its parameters (d,); None where it is left out."""
-        facts = {} if self.left_out else self._answer()
+        """After the last round: what the peer says about itself, and its parameters (d,).
+
+        None where it is left out, or has not come to the last round.
+        """
+        facts = {} if self.left_out or self.cut else self._answer()
         if self.left_out:
             return {"left_out": self.left_out}, None
+        if self.cut:
+            pins = (pin.split("==") for pin in self.pins)
+            versions = {name.partition("[")[0]: number for name, number in pins}
+            return {"versions": versions, "cut": f"it had {self.limit:g} s"}, None
         return facts, torch.from_numpy(np.load(self.folder / f"{self.system}.npy"))
 
     def close(self) -> None:
@@ -160,6 +180,14 @@ class Process:
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
+        began = time.perf_counter()
+        ready = select.select(
+            [self.process.stdout], [], [], None if self.left == inf else max(0.0, self.left)
+        )[0]
+        self.left -= time.perf_counter() - began
+        self.cut = not ready or self.left <= 0
+        if not ready:
+            return {}
         text = self.process.stdout.readline()
         answer: dict[str, Any] = (
             json.loads(text) if text else {"left_out": f"it failed: {self._last_words()}"}
@@ -172,10 +200,18 @@ class Process:
         return next((line for line in reversed(lines) if line), "it said nothing")
 
 
-def start(names: Sequence[str], environments: Path, folder: Path) -> list[Process]:
-    """A process for each peer and mode, on the task that was handed over in `folder`."""
+def start(names: Sequence[str], environments: Path, folder: Path, limit: float = inf) -> list[Process]:
+    """A process for each peer and mode, on the task that was handed over in `folder`; each may take `limit` seconds."""
     return [
-        Process(SCRIPTS / f"{name}_peer.py", python(name, environments), folder, f"{name} {mode}".strip())
+        Process(
+            SCRIPTS / f"{name}_peer.py",
+            python(name, environments),
+            folder,
+            f"{name} {mode}".strip(),
+            limit,
+            peer.pins,
+        )
         for name in names
-        for mode in known(name).modes
+        for peer in [known(name)]
+        for mode in peer.modes
     ]

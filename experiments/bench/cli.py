@@ -36,6 +36,9 @@ def rounds(
         typer.Option(help="Peers beside fedsim: pfl, flower, byzfl, opacus; repeat, or with commas."),
     ] = [],
     peers: Annotated[Path, typer.Option(help="Where `fedsim bench peers` put them.")] = Path("peers"),
+    limit: Annotated[
+        float, typer.Option(min=1, help="Seconds for a peer and workload; then it has fewer rounds.")
+    ] = 900,
     as_json: Json = False,
 ) -> None:
     """Seconds per round of each engine and peer, over one plain forward and backward pass."""
@@ -49,6 +52,7 @@ def rounds(
             device=device,
             against=_split(against),
             peers=peers,
+            limit=limit,
         ),
         as_json,
     )

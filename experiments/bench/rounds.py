@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -87,13 +88,15 @@ def bench_rounds(
     device: str = "auto",
     against: Sequence[str] = (),
     peers: Path = Path("peers"),
+    limit: float = inf,
 ) -> Iterator[dict[str, Any]]:
     """A line for each workload and system: median seconds per round, how many floors that is, and the accuracy.
 
     Systems are the peers in `against`, whose environments are in the folder `peers`, and the engines of fedsim. They
     take turns of a few rounds, so that load on the machine falls on all alike. After every round its process measures
     the floor, which is not part of the round; `ratios` are round by round. Three rounds come before. A round is the
-    clients' step and the server's, with the batch's fetch; nothing is evaluated in it.
+    clients' step and the server's, with the batch's fetch; nothing is evaluated in it. A peer that takes more than
+    `limit` seconds for a workload is asked for no more: its line has the rounds until then, and no accuracy.
     """
     for name in workloads:
         if name not in WORKLOADS:
@@ -107,7 +110,7 @@ def bench_rounds(
             stack.enter_context(heap.kept())  # as in a run
             if against:
                 hand_over(fed, rounds + WARM, Path(place))
-            others = start(against, peers, Path(place))
+            others = start(against, peers, Path(place), limit)
             for process in others:
                 stack.callback(process.close)
             runs: list[Run | Process] = [*others, Run(fed, "loop"), Run(fed, "vector")]
@@ -126,14 +129,19 @@ def _turns(rounds: int) -> list[int]:
 
 def _line(fed: Federation, run: Run | Process, times: list[tuple[float, float]]) -> dict[str, Any]:
     facts, x = run.finish()
-    if x is None:
+    if "left_out" in facts:
         return facts
+    if not times:
+        return {"left_out": f"{facts['cut']} for {WARM} rounds that do not count and one that does"}
     ratios = [seconds / floor for seconds, floor in times]
+    accuracy = {}
+    if x is not None:
+        accuracy["accuracy"] = evaluate(fed.model, fed.loss, x.to(fed.device), fed.test)["accuracy"]
     return {
         "seconds_per_round": median(seconds for seconds, _ in times),
         "over_floor": median(ratios),
         "floor_seconds": median(floor for _, floor in times),
-        "accuracy": evaluate(fed.model, fed.loss, x.to(fed.device), fed.test)["accuracy"],
+        **accuracy,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "device": fed.device,

@@ -21,7 +21,7 @@ from fedsim.round import Messages, told_to
 from fedsim.types import Batch, Round, State, at
 
 CACHED = 2**20  # numbers in a group's rows on a CPU: small enough for the caches, large enough for Python
-ALONE = 2**24  # products of an example and a parameter: so many are the work of one thread
+ALONE = 2**26  # products of an example and a parameter, some 6 ms: so many are the work of one thread
 STEPPED = 2**21  # where a round has several steps, each a product: more of them at once, still not all
 
 

@@ -123,10 +123,11 @@ class Linear(Product):
         """
         u, h = kept.reshape(n, -1, kept.shape[-1]), g.reshape(n, -1, g.shape[-1])
         squares, lengths = (g.new_empty(n, dtype=torch.float64) for _ in range(2))
-        size = max(1, block_of(g) // (u.shape[1] * max(u.shape[1], u.shape[2], h.shape[2])))
+        size = min(n, max(1, block_of(g) // (u.shape[1] * max(u.shape[1], u.shape[2], h.shape[2]))))
+        inputs, outputs = (t.new_empty(size, *t.shape[1:], dtype=torch.float64) for t in (u, h))
         for start in range(0, n, size):
             some = slice(start, start + size)
-            a, b = u[some].double(), h[some].double()
+            a, b = (to[: n - start].copy_(t[some]) for to, t in ((inputs, u), (outputs, h)))
             inner = a @ a.mT if "weight" in self.trained else a.new_zeros(len(a), a.shape[1], a.shape[1])
             inner = inner.add_(1.0) if "bias" in self.trained else inner  # a bias is an input of 1
             back = b @ b.mT

@@ -12,8 +12,8 @@ from torch import Generator, Tensor
 
 GROUP, PARTNER = 16, 8  # torch makes numbers j and j + 8 of such a group from one radius and one angle
 STEPS = 2.0**24  # that radius is sqrt(-2 log u), with u a multiple of 1 / STEPS: 5.77 at the most
-FAR = 4.949  # radii from here on, those of u up to 80 steps, are drawn anew within their step
-CANDIDATE = np.float32(3.49)  # one number of a pair of such a radius is larger
+FAR = 24.4926  # squares of radii from here on, those of u up to 80 steps, are drawn anew within their step
+CANDIDATE = np.float32(12.18)  # the square of one number of a pair of such a radius is larger
 BLOCK = 2**15  # numbers made at a time where rows are short: they stay in the cache
 LOOKED = 2**17  # numbers looked at a time: what comes out does not depend on it
 
@@ -43,18 +43,15 @@ def normal_(z: Tensor, generators: Sequence[Generator]) -> Tensor:
 def _stretch(numbers: NDArray[np.float32], generators: Sequence[Generator]) -> None:
     """Draw far radii anew within their step, in order."""
     width = len(numbers) // len(generators)
+    room = np.empty(min(len(numbers), LOOKED), np.float32)
     for start in range(0, len(numbers), LOOKED):
         block = numbers[start : start + LOOKED]
-        candidate = block > CANDIDATE
-        candidate |= block < -CANDIDATE
-        large = candidate.nonzero()[0]
-        if not len(large):
-            continue
-        radius = np.hypot(block.take(large), block.take(large ^ PARTNER))
-        if radius.max() > FAR:
-            for i in np.unique(large[radius > FAR] & ~PARTNER).tolist():
-                pair = block[i : i + GROUP : PARTNER]
-                square = float(pair[0]) ** 2 + float(pair[1]) ** 2
-                steps = round(exp(-square / 2) * STEPS)  # exact: rounding moves it by far less than a half
-                v = torch.rand((), dtype=torch.float64, generator=generators[(start + i) // width])
-                pair *= sqrt(-2 * log((steps - float(v)) / STEPS) / square)
+        squares = np.square(block, out=room[: len(block)])
+        large = (squares > CANDIDATE).nonzero()[0]
+        far = large[squares[large] + squares[large ^ PARTNER] > FAR]
+        for i in np.unique(far & ~PARTNER).tolist() if len(far) else ():
+            pair = block[i : i + GROUP : PARTNER]
+            square = float(pair[0]) ** 2 + float(pair[1]) ** 2
+            steps = round(exp(-square / 2) * STEPS)  # exact: rounding moves it by far less than a half
+            v = torch.rand((), dtype=torch.float64, generator=generators[(start + i) // width])
+            pair *= sqrt(-2 * log((steps - float(v)) / STEPS) / square)

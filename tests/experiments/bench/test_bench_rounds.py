@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fedsim.check import Invalid
 from fedsim.datasets.load import Blobs
 from fedsim.experiments.bench import against as bench_peers
 from fedsim.experiments.bench import rounds as bench_rounds
+from fedsim.federation import Federation
 from fedsim.models import Logistic
 from fedsim.privacy import ExampleDP
 from fedsim.strategies import HeavyBall, Median
@@ -87,6 +89,37 @@ def test_a_peer_that_cannot_says_why(workload: str, why: str) -> None:
     lines = measured(workload, against=["fake"])
     assert lines[0] == {"workload": workload, "system": "fake", "left_out": why}
     assert all(line["seconds_per_round"] > 0 for line in lines[2:])
+
+
+HALTS = """
+import sys, time
+for round, order in enumerate(sys.stdin):
+    if round == 4:
+        time.sleep(600)
+    print('{"rounds": [[0.5, 0.25]]}', flush=True)
+"""
+
+
+def test_a_peer_whose_time_is_up_is_asked_for_no_more(tmp_path: Path) -> None:
+    """What it has done counts; there is no model to measure."""
+    script = tmp_path / "halts.py"
+    script.write_text(HALTS)
+    peer = bench_peers.Process(
+        script, Path(sys.executable), tmp_path, "halts", 60, ("halts[simulation]==1.2",)
+    )
+    try:
+        assert peer.turn(3) + peer.turn(1) == [(0.5, 0.25)] * 4
+        assert not peer.cut
+        peer.left = 0.1
+        assert peer.turn(5) == peer.turn(5) == []
+        line = bench_rounds._line(Federation(SMALL), peer, [(0.5, 0.25)])
+    finally:
+        peer.close()
+    assert line["cut"] == "it had 60 s"
+    assert (line["over_floor"], line["versions"]) == (2, {"halts": "1.2"})
+    assert "accuracy" not in line
+    left_out = measured("W1", against=["fake"], limit=1e-9)[0]["left_out"]
+    assert left_out == "it had 1e-09 s for 3 rounds that do not count and one that does"
 
 
 def test_a_peer_keeps_nothing_of_clients_who_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
