@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from inspect import isfunction
 from math import cos, radians, sin
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -266,6 +267,11 @@ class FeatureShift(Split):
     split: Split = IID()
     rotation: Degrees = 0.0
     noise: NonNegative = 0.0
+
+    def __post_init__(self) -> None:
+        if isfunction(deal := cast(object, self.split)):
+            object.__setattr__(self, "split", own(deal)())
+        super().__post_init__()
 
     def deal(self, dataset: Dataset, n: int, rng: np.random.Generator) -> list[Ids]:
         if self.rotation and single(dataset.train.x, "FeatureShift").dim() != 4:

@@ -49,7 +49,10 @@ File = Annotated[str, MinLen(1), FILE]
 
 
 class Invalid(ValueError):
-    """A value that is not allowed, in one sentence: the field, the value, and what is allowed."""
+    """A value that is not allowed, in one sentence, on one line: the field, the value, and what is allowed."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(" ".join(line.strip() for line in sentence.splitlines()))
 
 
 @cache

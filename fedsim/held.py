@@ -70,6 +70,11 @@ def tensor(value: Any, field: str) -> Tensor:
     try:
         whole = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     except (TypeError, ValueError, RuntimeError) as error:
+        if np.asarray(value).dtype.kind in "OSU":
+            raise Invalid(
+                f"{field}: holds words or other objects; must be numbers, classes from 0 on "
+                "(`numpy.unique(y, return_inverse=True)[1]` numbers words)"
+            ) from None
         raise Invalid(f"{field}: not an array of numbers ({str(error)[:120]})") from None
     if whole.is_complex():
         raise Invalid(f"{field}: complex numbers; allowed are real ones")

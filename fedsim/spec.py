@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from hashlib import sha256
+from inspect import isfunction
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import tomli_w
 
@@ -15,7 +16,7 @@ from fedsim.asynchronous import Asynchronous
 from fedsim.batches import Batches, Full
 from fedsim.check import Component, Count, Invalid, Natural
 from fedsim.clock import Clock, Tape
-from fedsim.config.catalog import Allowed
+from fedsim.config.catalog import Allowed, component
 from fedsim.config.codec import decode, encode, read_toml
 from fedsim.method import Method
 from fedsim.privacy import RandomizedResponse
@@ -33,6 +34,7 @@ class Experiment(Component):
 
     clients     n, all of them; the last `byzantine` ids are Byzantine
     f           how many Byzantine clients the server assumes (default: as many as there are)
+    split       how examples are dealt; also a function deal(dataset, n, rng) -> one list of places a client
     dealt       who holds data: "all" clients, or the "honest" ones alone (as where a paper adds attackers)
     cohort      clients drawn afresh for each round (default: all)
     knowledge   what the adversary is granted; an attack that needs more is refused
@@ -62,6 +64,8 @@ class Experiment(Component):
     clock: Clock | Tape | None = None
 
     def __post_init__(self) -> None:
+        if isfunction(deal := cast(object, self.split)):
+            object.__setattr__(self, "split", component(deal, (Split,))())
         super().__post_init__()
         self._check_counts()
         self._check_attack()

@@ -71,8 +71,9 @@ class Task(Component):
             raise Invalid(
                 f"model: parameters of {', '.join(odd)}; must be torch.float32, in which norms are measured"
             )
+        x = flatten(model)  # raises where nothing is trained
         self._check(model, dataset.train)
-        return model, flatten(model)
+        return model, x
 
     def network(self, signature: Signature, keys: Keys) -> nn.Module:
         """The network with its initial numbers."""
@@ -88,7 +89,7 @@ class Task(Component):
                     f"{signature.shape}: {str(error)[:200]}"
                 ) from error
 
-    @torch.no_grad()
+    @torch.enable_grad()
     def _check(self, model: nn.Module, examples: Examples) -> None:
         """Raise `Invalid` where the loss of a few examples is none."""
         few, name = examples.part(slice(0, 4)), type(self.loss).__name__
@@ -105,6 +106,11 @@ class Task(Component):
         if not isinstance(out, Tensor):
             raise Invalid(
                 f"model = {type(self.model).__name__}: puts out a {type(out).__name__}; must be one tensor, (b, ...)"
+            )
+        if not out.requires_grad:
+            raise Invalid(
+                f"model = {type(self.model).__name__}: torch knows no gradient of its outputs; they must follow from "
+                "trained parameters, without no_grad or detach"
             )
         if isinstance(self.loss, CrossEntropy) and (
             out.shape[:-1] != few.y.shape or out.shape[-1] <= examples.y.max()
@@ -123,6 +129,11 @@ class Task(Component):
             told = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise Invalid(
                 f"loss = {name}: {told} for {len(few)} examples; must be a tensor of shape (b,), one number each"
+            )
+        if not losses.requires_grad:
+            raise Invalid(
+                f"loss = {name}: torch knows no gradient of it; it must follow from the outputs, without no_grad or "
+                "detach"
             )
 
 

@@ -81,7 +81,7 @@ def find(name: str, field: str, bases: tuple[type, ...], own: Allowed = False) -
     if ":" in name:
         if own is not True and (own is False or name not in own):
             raise Invalid(f"{field} = {name!r}: unknown; allowed here are the components of fedsim itself")
-        cls: type[Component] = _component(imported(name, field), bases)
+        cls: type[Component] = component(imported(name, field), bases)
         if not (inspect.isclass(cls) and issubclass(cls, bases)):
             ready = isinstance(cls, Component)
             raise Invalid(
@@ -96,8 +96,8 @@ def find(name: str, field: str, bases: tuple[type, ...], own: Allowed = False) -
     return by_lower[name.lower()]
 
 
-def _component(found: Any, bases: tuple[type, ...]) -> Any:
-    """What was imported; a function as the component that a kind's package makes of it (`own`)."""
+def component(found: Any, bases: tuple[type, ...]) -> Any:
+    """What was found; a function as the component that a kind's package makes of it (`own`)."""
     if inspect.isfunction(found) or (inspect.isclass(found) and not issubclass(found, Component)):
         for home, base in KINDS.values():
             if _load(base) in bases and hasattr(import_module(home), "own"):

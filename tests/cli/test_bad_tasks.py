@@ -30,6 +30,12 @@ def raising(outputs, y):
 def words(outputs, y):
     return "good"
 
+def two_lines(outputs, y):
+    raise ValueError("one\\ntwo")
+
+def detached(outputs, y):
+    return outputs.detach().sum(1)
+
 def nowhere(outputs, y):
     return outputs.sum(1) * float("nan")
 
@@ -40,6 +46,11 @@ class Two(nn.Module):
 
     def forward(self, x):
         return self.layer(x), x
+
+class Cut(Two):
+    def forward(self, x):
+        with torch.no_grad():
+            return self.layer(x)
 
 def unbuilt(shape, classes):
     return nn.Linear(shape["age"], classes)
@@ -60,6 +71,12 @@ TABLE = "Table('a.csv', label='{}', owner={}, test=0.3)"
             "loss = whole: () for 4 examples; must be a tensor of shape (b,), one number each",
         ),
         ([*BLOBS, "task.loss=mine:raising"], "loss = raising: raises KeyError: 'no such thing'"),
+        (
+            [*BLOBS, "task.loss=mine:detached"],
+            "loss = detached: torch knows no gradient of it; it must follow from the outputs",
+        ),
+        ([*BLOBS, "task.metrics=[mine:two_lines]"], "metrics = two_lines: raises ValueError: one two"),
+        ([*BLOBS, "task.model=mine:Cut"], "model = Cut: torch knows no gradient of its outputs"),
         ([*BLOBS, "task.metrics=[mine:raising]"], "metrics = raising: raises KeyError: 'no such thing'"),
         (
             [*BLOBS, "task.metrics=[mine:words]"],

@@ -32,7 +32,7 @@ from fedsim.datasets.load import (
     Text,
     Torchvision,
 )
-from fedsim.datasets.split import IID, Dirichlet, Indices, Natural
+from fedsim.datasets.split import IID, Dirichlet, FeatureShift, Indices, Natural
 from fedsim.datasets.text import Characters
 from fedsim.experiments.resolve import change
 from fedsim.federation import Federation
@@ -116,7 +116,7 @@ def test_arrays_keep_kinds_owners_and_their_test_part() -> None:
             lambda: Federation(experiment(Arrays(X, Y * 1.0))),
             "labels are float32 from 0 to 2; must be whole numbers",
         ),
-        (lambda: Arrays(X, ["yes"] * 30), "Arrays.y: not an array of numbers"),
+        (lambda: Arrays(X, ["yes"] * 30), "Arrays.y: holds words or other objects; must be numbers"),
         (lambda: Arrays(X + 1j, Y), "Arrays.x: complex numbers"),
         (lambda: Arrays(X, Y, owner=OWNER[:3]).load(), "Arrays: 3 owners of 30 examples"),
         (lambda: Arrays(X, Y, test=1.0), "Arrays.test: must be a share above 0 and below 1"),
@@ -146,7 +146,7 @@ def test_npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"x": "z"}, r"has no array 'z'; it has who, x, x_test, y, y_test"),
         ({"path": "b.npz"}, r"Npz.path = 'b.npz': not found"),
         ({"owner": "whose"}, "has no array 'whose'"),
-        ({"x": "who"}, "Npz.x = 'who': not an array of numbers"),
+        ({"x": "who"}, "Npz.x = 'who': holds words"),
     ):
         with pytest.raises(Invalid, match=sentence):
             Npz(**{"path": "a.npz", **fields}).load()
@@ -447,6 +447,13 @@ def test_a_split_as_lists_or_a_function(tmp_path: Path) -> None:
     own = change(lists, [f"split={__name__}:by_parity"])
     assert [shard.tolist() for shard in Federation(own).shards] == [[0, 3], [1, 4], [2, 5]]
     assert codec.decode(Experiment, own.to_dict(), own=True) == own
+    assert experiment(data, split=by_parity) == own  # type: ignore[arg-type]
+    shifted = FeatureShift(split=by_parity, noise=0.1)  # type: ignore[arg-type]
+    assert [shard.tolist() for shard in Federation(experiment(data, split=shifted)).shards] == [
+        [0, 3],
+        [1, 4],
+        [2, 5],
+    ]
     (tmp_path / "s.json").write_text("[[0, 3], [1, 4], [2, 5]]")
     assert len(Federation(experiment(data, split=Indices(str(tmp_path / "s.json")))).shards) == 3
     (tmp_path / "s.json").write_text("[[0.5]]")
