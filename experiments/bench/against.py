@@ -46,6 +46,7 @@ PEERS = {
 LINKS = {
     "nvflare": Peer(("nvflare==2.9.0",))
 }  # for `fedsim bench devices`: they send messages, and do not train
+CLOCKS = {"flgo": Peer(("flgo==0.4.4",))}  # for `fedsim bench events`: they have a virtual clock
 
 
 def known(name: str, among: Mapping[str, Peer] = PEERS) -> Peer:
@@ -57,7 +58,7 @@ def known(name: str, among: Mapping[str, Peer] = PEERS) -> Peer:
 
 def install(name: str, folder: Path) -> None:
     """Make the environment of a peer, folder/name, by pip, with this environment's version of torch."""
-    if not (pins := known(name, PEERS | LINKS).pins):
+    if not (pins := known(name, PEERS | LINKS | CLOCKS).pins):
         return
     place = folder / name
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
@@ -67,9 +68,11 @@ def install(name: str, folder: Path) -> None:
         raise Invalid(f"peer = {name!r}: pip could not install {', '.join(pins)} into {place}")
 
 
-def python(name: str, folder: Path) -> Path:
+def python(name: str, folder: Path, among: Mapping[str, Peer] | None = None) -> Path:
     """The interpreter that runs a peer; raises `Invalid` where its environment has not been made."""
-    path = _python(folder / name) if known(name, PEERS | LINKS).pins else Path(sys.executable)
+    path = (
+        _python(folder / name) if known(name, among or PEERS | LINKS | CLOCKS).pins else Path(sys.executable)
+    )
     if not path.exists():
         raise Invalid(
             f"against = {name!r}: not installed in {folder}; `fedsim bench peers {name} --into {folder}`"

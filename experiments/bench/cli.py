@@ -61,12 +61,12 @@ def rounds(
 @app.command()
 @guarded
 def peers(
-    names: Annotated[list[str], typer.Argument(help="pfl, flower, byzfl, opacus, nvflare.")],
+    names: Annotated[list[str], typer.Argument(help="pfl, flower, byzfl, opacus, nvflare, flgo.")],
     into: Annotated[Path, typer.Option(help="A folder; each peer gets an environment there.")] = Path(
         "peers"
     ),
 ) -> None:
-    """Install other simulators for `bench rounds` and `bench devices`, each in a virtual environment of its own."""
+    """Install other simulators for `bench rounds`, `devices` and `events`, each in a virtual environment of its own."""
     from fedsim.experiments.bench.against import install
 
     for name in names:
@@ -121,12 +121,14 @@ def events(
     clients: Annotated[list[int], typer.Option(min=2, help="Clients; repeat.")] = [100, 10_000],
     count: Annotated[int, typer.Option(min=1, help="Messages in a turn.")] = 1000,
     turns: Annotated[int, typer.Option(min=1, help="Turns, the best of which counts.")] = 5,
+    against: Annotated[list[str], typer.Option(help="flgo: its FedAsync on its virtual clock.")] = [],
+    peers: Annotated[Path, typer.Option(help="Where `fedsim bench peers` put flgo.")] = Path("peers"),
     as_json: Json = False,
 ) -> None:
     """Messages a second of asynchronous methods, beside gradients worked out one by one."""
     from fedsim.experiments.bench.events import bench_events
 
-    _print(bench_events(clients, count, turns), as_json)
+    _print(bench_events(clients, count, turns, _split(against), peers), as_json)
 
 
 @app.command()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
 
 import torch
@@ -12,17 +14,19 @@ from torch import Tensor
 
 from fedsim.asynchronous import Asynchronous
 from fedsim.batches import Fixed
+from fedsim.check import Invalid
 from fedsim.clock import Clock, Ladder
 from fedsim.course import Course
 from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import IID
 from fedsim.engines import Everyone, vector
+from fedsim.experiments.bench.against import CLOCKS, SCRIPTS, python
 from fedsim.federation import Federation
 from fedsim.machine import malloc as heap
 from fedsim.machine.threads import one_thread
 from fedsim.models import MLP
 from fedsim.spec import Experiment
-from fedsim.strategies import IA2SGD, AsyncSGD, Malenia, Mean, Ringleader
+from fedsim.strategies import IA2SGD, AsyncSGD, FedAsync, Malenia, Mean, Ringleader
 from fedsim.task import Task
 
 METHODS: dict[str, Asynchronous] = {
@@ -34,19 +38,29 @@ METHODS: dict[str, Asynchronous] = {
 TABLES = 1000  # clients: so many at the most of a method that keeps a row of each
 
 
-def bench_events(clients: Sequence[int], events: int = 1000, turns: int = 5) -> Iterator[dict[str, Any]]:
+def bench_events(
+    clients: Sequence[int],
+    events: int = 1000,
+    turns: int = 5,
+    against: Sequence[str] = (),
+    peers: Path = Path("peers"),
+) -> Iterator[dict[str, Any]]:
     """A line for each number of clients and method: messages a second, on one thread, the best of `turns`.
 
     An MLP of 128 hidden units on synthetic data of MNIST's shape, batches of 4, clients of the speeds of Ringleader's
     released code. Each turn is the same `events` messages after as many that warm up, lazily and one gradient at a time
     when its message is due, in the same engine; the two take turns in one process, and are equal to the bit.
     gradients_over_eager  the same ratio of the time in the engine alone: what server, clock and Python leave of it
-    Methods with a row of each client are left out for more than 1,000 clients.
+    Methods with a row of each client are left out for more than 1,000 clients. Peers in `against`, of whom there is
+    FLGo, run FedAsync turn by turn with fedsim's, in the environment that `fedsim bench peers` made in `peers`.
     """
+    others = {name: python(name, peers, CLOCKS) for name in against}
     for n in clients:
         for name, method in METHODS.items():
             if n <= TABLES or name == "AsyncSGD":
                 yield _line(n, name, _experiment(n, method), events, turns)
+        for name, interpreter in others.items():
+            yield _beside(n, name, interpreter, events, turns)
 
 
 class Timed(Everyone):
@@ -89,6 +103,45 @@ def _line(n: int, name: str, e: Experiment, events: int, turns: int) -> dict[str
         "over_eager": rates[True] / rates[False],
         "gradients_over_eager": min(inside[False]) / min(inside[True]),
         "gradients_per_call": calls[False] / max(1, calls[True]),
+        "events": events,
+        "turns": turns,
+        "threads": 1,
+        "cores": os.cpu_count(),
+    }
+
+
+@one_thread()
+@heap.kept()
+def _beside(n: int, name: str, interpreter: Path, events: int, turns: int) -> dict[str, Any]:
+    """FedAsync here and there, after a turn that warms up."""
+    fed = Federation(_experiment(n, FedAsync(lr=0.01)))
+    course, ask = Course.start(fed, fed.client_state()), Everyone(vector.rows)
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    script = [str(interpreter), str(SCRIPTS / f"{name}_peer.py"), str(n), str(events)]
+    spent: dict[str, list[float]] = {"fedsim": [], name: []}
+    with Popen(script, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True, env=own) as peer:
+        assert peer.stdin is not None
+        assert peer.stdout is not None
+        for turn in range(turns + 1):
+            begun = time.perf_counter()
+            _through(course, fed, ask, (turn + 1) * events)
+            seconds = time.perf_counter() - begun
+            print(turn, file=peer.stdin, flush=True)
+            told = peer.stdout.readline()
+            if not told:
+                raise Invalid(f"against = {name!r}: it failed with {n} clients")
+            if turn:
+                spent["fedsim"].append(seconds)
+                spent[name].append(float(told))
+        peer.stdin.close()
+    rates = {system: events / min(seconds) for system, seconds in spent.items()}
+    return {
+        "clients": n,
+        "method": "FedAsync",
+        "against": name,
+        "events_per_second": rates["fedsim"],
+        "peer_per_second": rates[name],
+        "over_peer": rates["fedsim"] / rates[name],
         "events": events,
         "turns": turns,
         "threads": 1,
