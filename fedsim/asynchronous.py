@@ -77,11 +77,14 @@ class Buffered(Asynchronous):
         return min(f, self.buffer) if self.distinct else ceil(f * self.buffer / n)
 
     def server_init(self, x: Tensor, n: int) -> State:
-        senders = torch.full((self.buffer,), -1, device=x.device)
-        return {"x": x, "rows": x.new_empty(self.buffer, x.numel()), "senders": senders}
+        room = self.buffer if self.buffer > 1 else 0  # a single one does not wait
+        senders = torch.full((room,), -1, device=x.device)
+        return {"x": x, "rows": x.new_empty(room, x.numel()), "senders": senders}
 
     def put(self, state: State, row: Tensor, client: int) -> Due | None:
         """Have a message wait; all of them where they are enough, and the buffer is empty again."""
+        if self.buffer == 1:
+            return Due(row[None], torch.tensor([client], device=row.device))
         rows, senders = state["rows"], state["senders"]
         own = (senders == client).nonzero()[:, 0] if self.distinct else senders[:0]
         place = int(own[0]) if len(own) else int((senders >= 0).sum())

@@ -31,6 +31,7 @@ from fedsim.states import States
 from fedsim.types import Kept, State, View
 
 AT_ONCE = 2**25  # numbers of the messages that are worked out in one call
+ALIKE = 8  # attempts at one model from which on a call of their own, which reads it once, is worth it
 AHEAD = 16  # attempts of a client, at the most, before it is known whether it goes on at its model
 
 
@@ -241,19 +242,35 @@ class Course:
 
     def _work(self, fed: Federation, ask: Ask, due: tuple[int, int]) -> None:
         """Work out an attempt, and with it others that are likely to be needed: see `_likely`."""
-        self.ready = {key: _own(*found) for key, found in self.ready.items()}
+        self._make_room()
         attempts = np.array(sorted([due, *(self._likely(fed, due) if self.lazy else [])]))
         ids, attempt = attempts.T
         width = fed.experiment.batches.width(
             fed.choice, attempt, ids, fed.sizes[ids], fed.experiment.method.steps
         )
-        for each in np.unique(width):  # batches of one width: padding would change how sums are added up
-            some, now = ids[width == each], attempt[width == each]
+        model, often = np.unique(self.clients.version[ids], return_inverse=True, return_counts=True)[1:]
+        alike = np.where(often[model] >= ALIKE, model, -1)
+        # batches of one width: padding would change how sums are added up
+        for each in np.unique(np.stack([width, alike], 1), axis=0):
+            mine = (width == each[0]) & (alike == each[1])
+            some, now = ids[mine], attempt[mine]
             told = {fed.experiment.method.sends: _stacked([self.held[c] for c in some.tolist()])}
             states, messages, _ = ask(fed, self.states.of(some), told, now, some)
             self.calls += 1
             for j, key in enumerate(zip(some.tolist(), now.tolist(), strict=True)):
                 self.ready[key] = {name: v[j] for name, v in states.items()}, messages.rows[j]
+
+    def _make_room(self) -> None:
+        """Copy what is left of earlier calls of which most is gone, where all that these hold is much."""
+        left = {key: row.untyped_storage() for key, (_, row) in self.ready.items()}
+        held = {each.data_ptr(): each.nbytes() for each in left.values()}
+        if sum(held.values()) <= 4 * AT_ONCE:
+            return
+        alive = Counter(each.data_ptr() for each in left.values())
+        for key, storage in left.items():
+            state, row = self.ready[key]
+            if row.nbytes < storage.nbytes() >= 2 * alive[storage.data_ptr()] * row.nbytes:
+                self.ready[key] = {name: value.clone() for name, value in state.items()}, row.clone()
 
     def _likely(self, fed: Federation, due: tuple[int, int]) -> list[tuple[int, int]]:
         """Attempts that are not worked out yet: all clients' at work, the next to come first, as many as fit.
@@ -337,13 +354,6 @@ def held(fed: Federation, models: list[Tensor]) -> list[Tensor] | Tensor:
     for row, model in zip(table, models, strict=True):
         row.copy_(model)
     return table
-
-
-def _own(state: State, row: Tensor) -> tuple[State, Tensor]:
-    """The same, which do not keep those of others in memory that were worked out with them."""
-    if row.untyped_storage().nbytes() == row.nbytes:
-        return state, row
-    return {name: value.clone() for name, value in state.items()}, row.clone()
 
 
 def _stacked(models: list[Tensor]) -> Tensor:
