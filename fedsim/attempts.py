@@ -167,10 +167,10 @@ class Attempts:
             self.pay(client)
         return True
 
-    def at_work(self, computing: int) -> list[int]:
+    def at_work(self, computing: int) -> Ints:
         """Who of the first `computing` clients is at an attempt whose message will be in."""
         works = (self.kind == WORKS) & (self.time < inf)
-        return [int(client) for client in np.flatnonzero(works[:computing])]
+        return np.flatnonzero(works[:computing])
 
     def _due(self, client: int, when: float, kind: int) -> None:
         self.time[client], self.kind[client] = when, kind

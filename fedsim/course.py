@@ -64,6 +64,7 @@ class Course:
     torn: bool = False  # within a step
     lazy: bool = True  # False: one by one, for tests
     calls: int = 0  # of an engine, since the run was begun or resumed
+    brought: int = 0  # numbers of messages, by calls since `_make_room`
 
     @classmethod
     def start(
@@ -214,8 +215,9 @@ class Course:
     def _hand(self, client: int) -> None:
         """Have a client begin anew at the server's model, which it may have already."""
         self.again[client] = 0
-        for each in [each for each in self.ready if each[0] == client]:
-            del self.ready[each]
+        now = int(self.clients.attempt[client])
+        for attempt in range(now, now + AHEAD + 1):
+            self.ready.pop((client, attempt), None)
         told = self.round != int(self.clients.version[client])
         self.held[client] = self.server.x
         self.clients.begin(client, self.seconds, self.round, self.server.x, told=told)
@@ -257,15 +259,16 @@ class Course:
             told = {fed.experiment.method.sends: _stacked([self.held[c] for c in some.tolist()])}
             states, messages, _ = ask(fed, self.states.of(some), told, now, some)
             self.calls += 1
+            self.brought += messages.rows.numel()
             for j, key in enumerate(zip(some.tolist(), now.tolist(), strict=True)):
                 self.ready[key] = {name: v[j] for name, v in states.items()}, messages.rows[j]
 
     def _make_room(self) -> None:
-        """Copy what is left of earlier calls of which most is gone, where all that these hold is much."""
-        left = {key: row.untyped_storage() for key, (_, row) in self.ready.items()}
-        held = {each.data_ptr(): each.nbytes() for each in left.values()}
-        if sum(held.values()) <= 4 * AT_ONCE:
+        """Copy what is left of earlier calls of which most is gone, once they have brought as much as a large one."""
+        if self.brought <= AT_ONCE:
             return
+        self.brought = 0
+        left = {key: row.untyped_storage() for key, (_, row) in self.ready.items()}
         alive = Counter(each.data_ptr() for each in left.values())
         for key, storage in left.items():
             state, row = self.ready[key]
@@ -273,14 +276,15 @@ class Course:
                 self.ready[key] = {name: value.clone() for name, value in state.items()}, row.clone()
 
     def _likely(self, fed: Federation, due: tuple[int, int]) -> list[tuple[int, int]]:
-        """Attempts that are not worked out yet: all clients' at work, the next to come first, as many as fit.
+        """Attempts that are not worked out yet, of the clients who come next, as many as fit into a call.
 
         A client that went on at its model, and keeps nothing, is likely to go on as often again: so many of its next
         attempts are among them. Where it is handed another model after all, they are dropped, and nobody has seen them.
         """
         clients, most = self.clients, max(1, AT_ONCE // max(fed.width, fed.x0.numel()))
-        waiting = sorted(clients.at_work(fed.computing), key=lambda c: (clients.time[c], c))
-        found = [(c, int(clients.attempt[c])) for c in dict.fromkeys([due[0], *waiting])]
+        next_ones = clients.at_work(fed.computing)
+        order = np.lexsort((next_ones, clients.time[next_ones]))[:most]
+        found = [(c, int(clients.attempt[c])) for c in next_ones[order].tolist()]
         if not fed.client_state():
             found += [(c, a + k) for c, a in found for k in range(1, 1 + min(self.again[c], AHEAD))]
         return [each for each in found if each not in self.ready and each != due][: most - 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
@@ -119,21 +120,22 @@ def _beside(n: int, name: str, interpreter: Path, events: int, turns: int) -> di
     own = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     script = [str(interpreter), str(SCRIPTS / f"{name}_peer.py"), str(n), str(events)]
     spent: dict[str, list[float]] = {"fedsim": [], name: []}
-    with Popen(script, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True, env=own) as peer:
-        assert peer.stdin is not None
-        assert peer.stdout is not None
+    peer = Popen(script, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True, env=own)
+    try:
         for turn in range(turns + 1):
             begun = time.perf_counter()
             _through(course, fed, ask, (turn + 1) * events)
             seconds = time.perf_counter() - begun
-            print(turn, file=peer.stdin, flush=True)
-            told = peer.stdout.readline()
+            told = _told(peer)
             if not told:
                 raise Invalid(f"against = {name!r}: it failed with {n} clients")
             if turn:
                 spent["fedsim"].append(seconds)
                 spent[name].append(float(told))
-        peer.stdin.close()
+    finally:
+        peer.kill()
+        with suppress(BrokenPipeError):
+            peer.communicate()
     rates = {system: events / min(seconds) for system, seconds in spent.items()}
     return {
         "clients": n,
@@ -147,6 +149,15 @@ def _beside(n: int, name: str, interpreter: Path, events: int, turns: int) -> di
         "threads": 1,
         "cores": os.cpu_count(),
     }
+
+
+def _told(peer: Popen[str]) -> str:
+    """A peer's line about one more turn; "" where it has ended."""
+    assert peer.stdin is not None
+    assert peer.stdout is not None
+    with suppress(BrokenPipeError):
+        print("turn", file=peer.stdin, flush=True)
+    return peer.stdout.readline()
 
 
 def _through(course: Course, fed: Federation, ask: Everyone, arrivals: int) -> None:
