@@ -69,8 +69,12 @@ def init(
     ] = None,
     delta: Annotated[str | None, typer.Option(help="Device: the delta of its budget.")] = None,
     metrics: Annotated[
-        int, typer.Option(help="The port of the loopback address that Prometheus reads, 0: none.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            help="The port of the loopback address that Prometheus and `status` read, 0: none. 9464 for a server, none "
+            "for a device."
+        ),
+    ] = None,
 ) -> None:
     """Make a deployment's folder, or with --join a device's, with a key of its own and a request for a certificate."""
     from fedsim.deploy import enrol
@@ -78,7 +82,8 @@ def init(
     from fedsim.deploy.terms import Terms
 
     if invitation is None:
-        site = enrol.init(folder, Link(host=host, port=port, metrics=metrics))
+        read = {} if metrics is None else {"metrics": metrics}
+        site = enrol.init(folder, Link(host=host, port=port, **read))
         typer.echo((site.folder / "README.md").read_text())
         return
     if epsilon is None:
@@ -87,8 +92,10 @@ def init(
         )
     if delta is None and epsilon != "none":
         delta = typer.prompt("delta, the experiments' own", default="", show_default=False)
+    if Path(data).is_file():  # where the command is given; otherwise from the device's folder on
+        data = str(Path(data).resolve())
     budget = {"epsilon": _number("epsilon", epsilon), "delta": _number("delta", delta or "none")}
-    key = enrol.join(folder, invitation, Terms(client=client, data=data, **budget), metrics)  # type: ignore[arg-type]
+    key = enrol.join(folder, invitation, Terms(client=client, data=data, **budget), metrics or 0)  # type: ignore[arg-type]
     typer.echo(f"{folder / 'request.csr'} goes to whoever runs the server, who must see this key:\n{key}")
 
 

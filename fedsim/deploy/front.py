@@ -31,16 +31,16 @@ def serve(folder: Path) -> None:
     for number, wish in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "reload")):
         signal.signal(number, lambda *_, wish=wish: wishes.put(wish))
     journal.to_stderr()
-    journal.expose(uplink.metrics)
-    while True:
-        with _serving(place, uplink.server, terms):
-            while (wish := wishes.get()) == "reload" and (new := _read(place)) is None:
-                pass
-        if wish == "stop":
-            return
-        assert new is not None
-        terms = new
-        journal.say("terms read again")
+    with journal.exposed(uplink.metrics):
+        while True:
+            with _serving(place, uplink.server, terms):
+                while (wish := wishes.get()) == "reload" and (new := _read(place)) is None:
+                    pass
+            if wish == "stop":
+                return
+            assert new is not None
+            terms = new
+            journal.say("terms read again")
 
 
 def _read(place: Place) -> Terms | None:

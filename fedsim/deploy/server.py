@@ -31,7 +31,6 @@ from fedsim.spec import Experiment
 def serving(site: Site, size: int | None = None) -> Iterator[LinkGrid]:
     """The grid of a deployment's devices, at its port. `size`: bytes of an answer, where less than the settings say."""
     link = site.link
-    journal.expose(link.metrics)
     try:
         key, certificate, authority = (
             (site.server / name).read_bytes() for name in ("server.key", "server.pem", "ca.crt")
@@ -41,7 +40,8 @@ def serving(site: Site, size: int | None = None) -> Iterator[LinkGrid]:
             f"{error.filename}: cannot be read ({error.strerror}): fedsim deploy check {site.folder}"
         ) from None
     limits = Limits(size=min(size or link.bytes, link.bytes))
-    with _opened(link, server_credentials(key, certificate, authority), site, limits) as grid:
+    credentials = server_credentials(key, certificate, authority)
+    with journal.exposed(link.metrics), _opened(link, credentials, site, limits) as grid:
         yield grid
 
 

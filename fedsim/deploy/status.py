@@ -39,7 +39,9 @@ def counters(port: int) -> Counters | None:
 
 def _server(site: Site) -> Iterator[str]:
     now = counters(site.link.metrics) if site.link.metrics else None
-    if now is None:
+    if not site.link.metrics:
+        yield "server       unknown: deploy.toml has metrics = 0"
+    elif now is None:
         yield f"server       no run now (nobody answers at the metrics port, {site.link.metrics})"
     else:
         done, rounds = (int(now.get((name, ""), 0)) for name in ("fedsim_round", "fedsim_rounds"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ def work(installed: Installed, pipe: Connection, life: Connection) -> None:
         signal.signal(each, signal.SIG_IGN)  # the process that started this one ends it
     threading.Thread(target=_end_with, args=(life,), daemon=True).start()
     journal.to_stderr()
+    sys.path.append(str(Path.cwd()))  # after all that is installed: the owner's own apps may stand there
     if installed.memory:
         import resource
 

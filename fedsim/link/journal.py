@@ -6,10 +6,13 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from prometheus_client import Counter, Gauge, start_http_server
 
+from fedsim.check import Invalid
 from fedsim.link.frame import printable
 
 LOG = logging.getLogger("fedsim.link")
@@ -89,10 +92,24 @@ def to_stderr() -> None:
         logger.setLevel(logging.INFO)
 
 
-def expose(port: int) -> None:
-    """Serve the counters as Prometheus reads them, at a port of the loopback address; 0 for none."""
-    if port:
-        start_http_server(port, addr="127.0.0.1")
+@contextmanager
+def exposed(port: int) -> Iterator[None]:
+    """In the body the counters are served as Prometheus reads them, at a port of the loopback address; 0 for none."""
+    if not port:
+        yield
+        return
+    try:
+        server, thread = start_http_server(port, addr="127.0.0.1")
+    except OSError as error:
+        raise Invalid(
+            f"metrics = {port}: that port cannot be opened ({error.strerror}); allowed is 0 too"
+        ) from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _stamp(seconds: float) -> str:

@@ -1,7 +1,4 @@
-"""Real processes on the loopback address: a server, and devices that dial in by gRPC with certificates.
-
-Short trials run always, the long ones where FEDSIM_LONG is set: FEDSIM_LONG=1 pytest tests/deploy
-"""
+"""Real processes on the loopback address: a server, and devices that dial in by gRPC with certificates."""
 
 from __future__ import annotations
 
@@ -39,7 +36,6 @@ from fedsim.flower.arrivals import TAPE
 from fedsim.spec import Experiment
 from fedsim.strategies import AsyncSGD, Mean
 
-long = pytest.mark.skipif("FEDSIM_LONG" not in os.environ, reason="takes minutes: set FEDSIM_LONG to run it")
 TEST = Trial(test_mode=True, red_team=True, timeout=300.0)
 
 
@@ -181,8 +177,15 @@ def test_prometheus_and_people_see_how_it_goes(live: Yard, tmp_path: Path) -> No
     assert sum("online" in line for line in seen) >= 2
     assert not summary["set_aside"]
     assert difference(e, tmp_path / "run") == 0.0
-    replace(live.site.link, metrics=0).save(live.site.settings)
     assert "no run now" in status(live.site.folder)[0]
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", live.site.link.metrics))
+        held.listen()
+        with pytest.raises(Invalid, match=r"metrics = .*: that port cannot be opened"):
+            run_there(live.site, e, TEST, tmp_path / "other")
+    replace(live.site.link, metrics=0).save(live.site.settings)
+    assert "unknown: deploy.toml has metrics = 0" in status(live.site.folder)[0]
     assert "30 of 10000 answered" in status(live.place(0).folder)[2]
 
 
@@ -352,48 +355,6 @@ def by_unit(folder: Path, role: str) -> tuple[list[str], dict[str, Any]]:
     assert composed["stop_grace_period"] == f"{service['TimeoutStopSec']}s"
     bare = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": "/proc/nowhere"}
     return command, {"cwd": service["WorkingDirectory"], "env": bare}
-
-
-@long
-@pytest.mark.parametrize("role", ["device", "worker", "server"])
-def test_killed_at_any_step(tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL after 0, 7, 14 ... ms of a round, 40 times, in private: what is booked is what was answered, once.
-
-    A device keeps its answer, books it, and sends it: one that dies in between is asked again and sends what it kept.
-    Booked and never taken in is an answer whose round went on without it; these are counted, and said.
-    """
-    monkeypatch.chdir(tmp_path)
-    e, out = replace(private(3, 80), rounds=80), tmp_path / "run"
-    yard = prepare(tmp_path / "site", 3, [replace(each, epsilon=1e6) for each in own_data(tmp_path, 3)])
-    with running(yard):
-        process = run_process(yard, e, out, "--resume")
-        for step in range(40):
-            until(lambda: rounds_done(out) >= 1 + step or process.poll() is not None, 600)  # noqa: B023
-            time.sleep(0.007 * step)
-            if role == "server":
-                process.kill()
-                process.wait()
-                process = run_process(yard, e, out, "--resume")
-            elif role == "device":
-                yard.processes[0].kill()
-                yard.processes[0].wait()
-                yard.start(0)
-            else:
-                words = ["pgrep", "-P", str(yard.processes[0].pid), "-f", "spawn_main"]
-                for pid in subprocess.run(words, capture_output=True, text=True, check=False).stdout.split():
-                    os.kill(int(pid), signal.SIGKILL)
-        until(lambda: process.poll() is not None, 3600)
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["round"] for line in lines] == list(range(1, 81))
-    for i in range(3):
-        spent = Spent.load(yard.place(i).folder / "ledger.json")
-        (entry,) = spent.entries.values()
-        assert len(set(entry.rounds)) == len(entry.rounds) <= 80
-        assert spent.epsilon(1e-4) == pytest.approx(expected(e, 200 + 10 * i, len(entry.rounds)), rel=1e-9)
-    answered = sum(line["answered"] for line in lines)
-    booked = sum(Spent.load(yard.place(i).folder / "ledger.json").rounds for i in range(3))
-    assert answered <= booked  # no release unbooked
-    print(f"{role}: booked {booked}, taken in {answered}: {booked - answered} lost in flight")
 
 
 def test_a_port_that_is_taken_is_said(live: Yard, tmp_path: Path) -> None:

@@ -67,6 +67,17 @@ def test_a_device_is_let_in_by_its_request(site: Path) -> None:
     assert (terms.client, terms.epsilon, terms.delta, terms.data) == (3, 8.0, 1e-4, str(folder / "own.npz"))
 
 
+def test_data_that_lie_where_the_command_is_given_are_found(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/deploy.md has it: own.npz beside the folder that is made, or in it later."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("own.npz", x=np.zeros((3, 2)), y=np.zeros(3))
+    folder = join(site, 3, "--epsilon", "8", "--delta", "1e-4", "--data", "own.npz")
+    assert Place(folder).terms.data == str(tmp_path / "own.npz")
+    assert not wrong(folder).get("data")
+
+
 def test_a_budget_is_asked_for(site: Path, tmp_path: Path) -> None:
     """No device answers without a budget by oversight: its owner says one, or says "none"."""
     words = ("init", tmp_path / "d", "--join", site / "invitation.toml")

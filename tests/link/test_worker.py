@@ -85,6 +85,32 @@ def test_what_an_app_does_stays_there(worker: Worker, what: str, reason: str) ->
     assert after >= before + 1
 
 
+HERE = """
+from flwr.app import Message, RecordDict, ConfigRecord
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+@app.train()
+def train(message, context):
+    from beside import WORD
+    return Message(RecordDict({"said": ConfigRecord({"word": WORD})}), reply_to=message)
+"""
+
+
+def test_an_app_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `fedsim deploy check` finds it, and what it imports late, however the device was started."""
+    (tmp_path / "app_that_lies_here.py").write_text(HERE)
+    (tmp_path / "beside.py").write_text("WORD = 'here'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if Path(each).is_absolute()])
+    worker = Worker(Installed("app_that_lies_here:app"), 60.0)
+    try:
+        assert dict(ask(worker, "say")[1]["said"]) == {"word": "here"}
+    finally:
+        worker.close()
+
+
 def test_no_worker_outlives_its_device(tmp_path: Path) -> None:
     """Killed with SIGKILL in the middle of an answer."""
     code = """

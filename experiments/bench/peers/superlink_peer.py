@@ -1,6 +1,6 @@
-"""Rounds over Flower's own SuperLink and SuperNodes on this machine, without TLS; prints the seconds of each as JSON.
+"""Rounds over Flower's own SuperLink and SuperNodes on this machine, with TLS; prints the seconds of each as JSON.
 
-python superlink_peer.py DEVICES PARAMETERS ROUNDS
+python superlink_peer.py DEVICES PARAMETERS ROUNDS FOLDER        # with ca.crt, server.pem and server.key
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def start(place: Path, name: str, words: list[str]) -> subprocess.Popen[bytes]:
         )
 
 
-def main(devices: int, parameters: int, rounds: int) -> None:
+def main(devices: int, parameters: int, rounds: int, held: Path) -> None:
     grpc = tuple(map(int, version("flwr").split(".")[:2])) < (1, 40)  # devices speak HTTP from there on
     fleet, control, *nodes = ports(2 + devices)
     started: list[subprocess.Popen[bytes]] = []
@@ -111,7 +111,10 @@ def main(devices: int, parameters: int, rounds: int) -> None:
         app.mkdir()
         (app / "pyproject.toml").write_text(PROJECT)
         (app / "echo.py").write_text(APP)
-        words = [str(BIN / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(control)]
+        words = [str(BIN / "flower-superlink"), "--host", "127.0.0.1", "--port", str(control)]
+        files = {"certfile": "server.pem", "keyfile": "server.key", "ca-certfile": "ca.crt"}
+        for option, name in files.items():
+            words += [f"--ssl-{option}", str(held / name)]
         words += (
             ["--fleet-api-type", "grpc-rere", "--fleet-api-address", f"127.0.0.1:{fleet}"] if grpc else []
         )
@@ -121,7 +124,8 @@ def main(devices: int, parameters: int, rounds: int) -> None:
             for i, port in enumerate(nodes):
                 words = [
                     str(BIN / "flower-supernode"),
-                    "--insecure",
+                    "--root-certificates",
+                    str(held / "ca.crt"),
                     "--host",
                     "127.0.0.1",
                     "--port",
@@ -132,7 +136,7 @@ def main(devices: int, parameters: int, rounds: int) -> None:
                 started.append(start(place, f"node{i}", words))
             home = place / "cli"
             home.mkdir()
-            here = f'address = "127.0.0.1:{control}"\ninsecure = true\n'
+            here = f'address = "127.0.0.1:{control}"\nroot-certificates = "{held / "ca.crt"}"\n'
             address = f'[superlink]\ndefault = "here"\n\n[superlink.here]\n{here}'
             (home / "config.toml").write_text(address)
             out = place / "times.json"
@@ -159,4 +163,4 @@ def main(devices: int, parameters: int, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:4]), Path(sys.argv[4]))
