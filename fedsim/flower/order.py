@@ -20,7 +20,8 @@ from fedsim.flower.payload import Payload
 from fedsim.types import State
 
 Word = Annotated[str, MaxLen(64)]
-Index = Annotated[int, Ge(0), Lt(1 << 31)]
+MOST_ROUNDS = 1 << 31
+Index = Annotated[int, Ge(0), Lt(MOST_ROUNDS)]
 ARRAYS, ORDER, OWN_DATA, EXAMPLES = "arrays", "order", "own_data", "examples"
 
 
@@ -38,7 +39,7 @@ class Order(Component):
     run: Word
     client: Index
     round: Index
-    accepted: Annotated[int, Ge(-1), Lt(1 << 31)]
+    accepted: Annotated[int, Ge(-1), Lt(MOST_ROUNDS)]
     payload: Payload = "float32"
     derived: bool
 
@@ -85,6 +86,8 @@ def told_of(message: Message, fed: Federation, held: Tensor | None) -> State:
                 f"array {ROUNDS!r} of shape {record[ROUNDS].shape}: allowed are up to {most(fed)} rounds"
             )
         rounds = torch.tensor(decode(record[ROUNDS], ROUNDS, (m,), "i"), dtype=torch.int64)
+        if m and not 0 <= int(rounds.min()) <= int(rounds.max()) < MOST_ROUNDS:
+            raise Invalid(f"array {ROUNDS!r}: must be rounds from 0 on")
         packed = torch.tensor(decode(record[DIFFERENCES], DIFFERENCES, (m, size(fed)), "u"))
         told[fed.experiment.method.sends] = caught_up(fed, held, rounds, packed)
     return {name: told[name] for name in fed.told_shapes}

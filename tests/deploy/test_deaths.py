@@ -132,7 +132,6 @@ FRONT = """
 import multiprocessing, sys
 from pathlib import Path
 if __name__ == "__main__":
-    sys.path[:0] = sys.argv[2:]
     from fedsim.deploy import front
     from fedsim.link import device, worker
     device.LAST = device.FIRST
@@ -150,9 +149,10 @@ def front(folder: Path, place: Path) -> Iterator[None]:
     (place / "front.py").write_text(FRONT)
     tests = Path(__file__).parent
     paths = [str(tests), str(tests.parents[1])]
-    environment = os.environ | {"DYING": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests)}
+    paths.append(os.environ.get("PYTHONPATH", ""))
+    environment = os.environ | {"DYING": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(paths)}
     with (place / "log").open("wb") as log:
-        words = [sys.executable, str(place / "front.py"), str(folder), *paths]
+        words = [sys.executable, str(place / "front.py"), str(folder)]
         process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
     try:
         yield

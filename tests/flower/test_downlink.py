@@ -202,6 +202,9 @@ def test_malformed_differences_are_refused() -> None:
         told(told_record(packed | {downlink.DIFFERENCES: packed[downlink.DIFFERENCES][:, :-1].contiguous()}))
     with pytest.raises(Invalid, match="allowed are up to"):
         told(told_record(packed | {downlink.ROUNDS: torch.zeros(1, 1, dtype=torch.int64)}))
+    for round in (-1, -(1 << 63), 1 << 31, (1 << 63) - 1):
+        with pytest.raises(Invalid, match="must be rounds from 0 on"):
+            told(told_record(packed | {downlink.ROUNDS: torch.tensor([round])}))
     with pytest.raises(Invalid, match="must hold what the server tells"):
         told(ArrayRecord({downlink.ROUNDS: Array(np.zeros(1, np.int64))}))
     with pytest.raises(Invalid, match="must hold what the server tells"):

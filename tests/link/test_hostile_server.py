@@ -41,7 +41,7 @@ from fedsim.link.records import describe
 from fedsim.link.worker import Worker
 from fedsim.losses import Binary, Squared
 from fedsim.models import MLP, Logistic, ResNet
-from fedsim.privacy import MessageDP
+from fedsim.privacy import ExampleDP, MessageDP
 from fedsim.spec import Experiment
 from fedsim.strategies import AsyncSGD, FedAvg, Mean
 from fedsim.task import Task
@@ -273,6 +273,34 @@ def test_the_budget_holds_whatever_is_asked(tmp_path: Path) -> None:
     spent = Spent.load(tmp_path / "ledger.json")
     assert answered >= spent.rounds > 1
     assert spent.epsilon(1e-4) <= 3.0 * (1 + 1e-9)
+
+
+ASYNC = replace(GOOD, method=AsyncSGD(lr=0.1), privacy=ExampleDP(clip=1.0, noise=2.0, delta=1e-4))
+EXTREME = [-5, 10_000, 1 << 31, 1 << 62, 1.5, True, "0", [0], [], b"0", float("nan"), float("inf"), -0.0]
+
+
+@pytest.mark.parametrize("field", ["round", "accepted", "client", "derived", "payload", "run", "fingerprint"])
+def test_an_attempt_of_anything_is_refused_in_words(tmp_path_factory: Any, field: str) -> None:
+    """The fields of an order of an asynchronous run, whose rounds are attempts, which no experiment bounds."""
+    target = Target(tmp_path_factory.mktemp("device"))
+    for value in EXTREME:
+        said = target.ask(order(ASYNC, **{field: value}))
+        assert "in this device's app" not in said.get("error", ""), (field, value)
+        assert ("error" in said) or (field, value) == ("run", "0"), (field, value)
+    assert target.rounds == (field == "run")
+
+
+def test_attempts_in_any_order_stay_within_the_budget(tmp_path: Path) -> None:
+    """Attempts far ahead, back again, and with whatever the server says it took in: each is booked once."""
+    target, rng = Target(tmp_path, epsilon=0.4), np.random.default_rng(0)
+    answered = 0
+    for i in range(120):
+        round = int(rng.choice([i, 0, 3, 9_999, int(rng.integers(0, 10_000))], p=[0.6, 0.1, 0.1, 0.01, 0.19]))
+        accepted = int(rng.choice([-1, round - 1, i - 1, 9_999]))
+        answered += "error" not in target.ask(order(ASYNC, round=round, accepted=accepted, run=f"r{i // 30}"))
+    spent = Spent.load(tmp_path / "ledger.json")
+    assert answered >= spent.rounds > 3
+    assert spent.epsilon(1e-4) <= 0.4 * (1 + 1e-9)
 
 
 def test_a_server_that_begins_run_after_run_does_not_fill_the_disk(tmp_path: Path) -> None:

@@ -163,4 +163,5 @@ def main(devices: int, parameters: int, rounds: int, held: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), Path(sys.argv[4]))
+    counts = [int(each) for each in sys.argv[1:4]]
+    main(counts[0], counts[1], counts[2], Path(sys.argv[4]))
