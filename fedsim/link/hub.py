@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import threading
 import time
 from collections import deque
@@ -37,6 +38,8 @@ ENTRIES, SPAN = 30, 60.0  # connections of a device in so many seconds: the most
 HELLO = Limits(size=1 << 12, header=1 << 12)
 STALL = 30.0  # seconds in which a piece must get through,
 SLOWEST = 20_000.0  # and bytes a second that a frame must have, once it has begun
+HANDSHAKE, IDLE = 10_000, 60_000  # milliseconds for TLS to begin, and of a connection without a stream
+FILES, OWN = 1 << 14, 256  # open files that are asked for, and those of them that no connection gets
 LOOK = 1.0  # seconds between two looks at an idle device's certificate and at who is still allowed
 
 
@@ -100,7 +103,14 @@ class Hub:
             self._loop.call_soon_threadsafe(stream.wake.set)
 
     async def _open(self, address: str, credentials: grpc.ServerCredentials) -> grpc.aio.Server:
-        options = [*OPTIONS, ("grpc.max_concurrent_streams", 2), ("grpc.so_reuseport", 0)]
+        options = [
+            *OPTIONS,
+            ("grpc.max_concurrent_streams", 2),
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_allowed_incoming_connections", connections()),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE),
+            ("grpc.max_connection_idle_ms", IDLE),
+        ]
         server = grpc.aio.server(options=options)
         handler = grpc.stream_stream_rpc_method_handler(self._serve)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {CALL: handler}),))
@@ -251,6 +261,21 @@ class Budget:
             async with self._changed:
                 self._free += size
                 self._changed.notify_all()
+
+
+def connections() -> int:
+    """How many connections may be open, so that whoever opens all of them leaves this process files to work with.
+
+    As many files as the system allows are asked for first.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wished = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft == resource.RLIM_INFINITY:
+        soft = FILES
+    elif soft < wished:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wished, hard))
+        soft = wished
+    return max(soft - OWN, soft // 2)
 
 
 async def _read(context: Context, seconds: float | None) -> bytes:

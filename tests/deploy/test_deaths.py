@@ -147,10 +147,8 @@ def front(folder: Path, place: Path) -> Iterator[None]:
     """A device whose workers are forks of a process that has their app."""
     place.mkdir()
     (place / "front.py").write_text(FRONT)
-    tests = Path(__file__).parent
-    paths = [str(tests), str(tests.parents[1])]
-    paths.append(os.environ.get("PYTHONPATH", ""))
-    environment = os.environ | {"DYING": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(paths)}
+    paths = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
+    environment = os.environ | {"DYING": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     with (place / "log").open("wb") as log:
         words = [sys.executable, str(place / "front.py"), str(folder)]
         process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +244,68 @@ def test_a_device_answers_for_no_other(yard: Yard) -> None:
         assert replies[0].metadata.src_node_id == yard.nodes[0]
         (failed,) = grid.pull_messages([mine])
         assert "an answer to another question" in failed.error.reason
+
+
+def test_who_only_opens_connections_takes_no_files_from_the_server(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a certificate, more of them than there may be: some are shut at once, the others once TLS does not begin.
+
+    1024 such connections left a server no file to write its record to, and 120 s without a place for a device.
+    """
+    monkeypatch.setattr(hub, "connections", lambda: 40)
+    monkeypatch.setattr(hub, "HANDSHAKE", 2000)
+    with yard.grid(grace=60.0) as grid, running(yard.device(0)), ExitStack() as stack:
+        until(lambda: grid.get_node_ids() == [yard.nodes[0]])
+        held = [stack.enter_context(socket.create_connection(("127.0.0.1", yard.port))) for _ in range(100)]
+        for each in held:
+            each.setblocking(False)
+        until(lambda: sum(map(shut, held)) >= 60)
+        (honest,) = grid.send_and_receive([message(yard.nodes[0])], timeout=20)
+        assert not honest.has_error()
+        with running(yard.device(1)):
+            until(lambda: len(grid.get_node_ids()) == 2)
+        until(lambda: all(map(shut, held)))
+
+
+def test_a_connection_without_a_stream_ends(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a device's certificate and HTTP/2's first words: also those who may connect hold no place for nothing."""
+    monkeypatch.setattr(hub, "IDLE", 1000)
+    context, place = ssl.create_default_context(cafile=str(yard.folder / "ca.crt")), yard.folder / "1"
+    context.load_cert_chain(place / "device.crt", place / "device.key")
+    context.set_alpn_protocols(["h2"])
+    with (
+        yard.grid(),
+        socket.create_connection(("127.0.0.1", yard.port)) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as held,
+    ):
+        held.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        held.settimeout(20)
+        while held.recv(1 << 16):
+            pass
+
+
+def shut(held: socket.socket) -> bool:
+    """Whether the other side has closed a connection."""
+    try:
+        return held.recv(1 << 16) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def test_files_are_left_for_the_server_itself() -> None:
+    """Whatever the system allows: connections get fewer than all, and the process may open what it may."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        most = hub.connections()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert before[0] <= soft
+        assert hard == before[1]
+        assert soft // 2 <= most < soft
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_the_stored_corpus() -> None:
