@@ -33,10 +33,10 @@ class Portfolio(Attack):
     """The one of `members` that does most damage to training, as pilot runs on a copy of the federation tell.
 
     The choice is made `choices` times, at even distances, the first time before the first round. Each member then runs
-    the training from where the run stands to the next choice, with batches and noise of the adversary's own drawing;
-    damage is what the honest clients' examples are meanwhile misclassified, or lose where they have no classes. A third
-    of the members goes on to the end, the one that the run has met among them, and the worst is the next. Until then
-    they get a share of the rounds: all pilots together take `pilot` times the run's rounds.
+    the training from where the run stands towards the next choice, with batches and noise of the adversary's own
+    drawing; damage is what the honest clients' examples are in the last quarter misclassified, or lose where they have
+    no classes. A third of the members goes on as far again, the one that the run has met among them, and the worst is
+    the next. All pilots together take `pilot` times the run's rounds.
 
     Pilots take data of all clients and the rule, beside what its members need: `fedsim.run` has them on the engines
     loop, vector and grid; ray, a deployment and Flower's strategy have not, and refuse. A member that is not defined
@@ -45,7 +45,7 @@ class Portfolio(Attack):
 
     members: Annotated[tuple[Attack, ...], MinLen(1)] = MEMBERS
     pilot: Finite = 3.0
-    choices: Count = 2
+    choices: Count = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,14 +94,13 @@ class Portfolio(Attack):
 def stages(members: int, budget: float, horizon: int) -> list[tuple[int, int]]:
     """How far each stage of a pilot goes, in rounds from its start, and how many members go on from it, in the end 1.
 
-    Each stage has the same share of the budget, in rounds of a member; none goes beyond the horizon, or less than a
-    round further.
+    Stages are equally long, and take the budget, in rounds of a member, together: what a member does in a few rounds
+    tells little of what it does in many. None goes beyond the horizon, or less than a round further.
     """
     counts = [members]
     while counts[-1] > 2:
         counts.append(max(2, ceil(counts[-1] / LEFT)))
-    found, at = [], 0
-    for here, after in zip(counts, [*counts[1:], 1], strict=True):
-        at = min(horizon, at + max(1, int(budget / len(counts) / here)))
-        found.append((at, after))
+    length, found = max(1, int(budget / sum(counts))), []
+    for number, after in enumerate([*counts[1:], 1], 1):
+        found.append((min(horizon, number * length), after))
     return found

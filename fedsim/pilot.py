@@ -27,7 +27,7 @@ from fedsim.timing import RoundTimes
 from fedsim.types import Attack, Examples, Pilot
 
 EXAMPLES = 2000  # of the honest clients, on which damage is measured
-POINTS = 5  # rounds at which it is, in the last half of a stage
+POINTS = 5  # rounds at which it is, in the last quarter of a stage
 
 
 def under(fed: Federation, attack: Attack) -> Federation:
@@ -104,9 +104,9 @@ class Rehearsed:
         return cls(copied, replace(live, server=server, states=states, ledger=None, times=times))
 
     def until(self, end: int) -> tuple[Rehearsed, tuple[float, float]]:
-        """At round `end`, and the mean damage over the last half of the way: the share misclassified, then the loss."""
+        """At round `end`, and the mean damage over the last quarter of the way: the share misclassified, then the loss."""
         ask, live, damages = engines.Everyone(engines.get("vector")), self.live, []
-        measured = set(np.linspace((live.round + end) // 2 + 1, end, POINTS).astype(int).tolist())
+        measured = set(np.linspace((live.round + 3 * end) // 4 + 1, end, POINTS).astype(int).tolist())
         examples = honest_examples(self.fed)
         while live.round < end:
             asked = live.asked(self.fed)
