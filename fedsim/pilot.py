@@ -104,7 +104,7 @@ class Rehearsed:
         return cls(copied, replace(live, server=server, states=states, ledger=None, times=times))
 
     def until(self, end: int) -> tuple[Rehearsed, tuple[float, float]]:
-        """At round `end`, and the mean damage over the last quarter of the way: the share misclassified, then the loss."""
+        """At round `end`, and the mean damage over the last quarter of the way: share misclassified, then loss."""
         ask, live, damages = engines.Everyone(engines.get("vector")), self.live, []
         measured = set(np.linspace((live.round + 3 * end) // 4 + 1, end, POINTS).astype(int).tolist())
         examples = honest_examples(self.fed)
