@@ -139,7 +139,6 @@ def measured(name: str) -> list[str]:
         if (folder / "table.csv").exists():
             table, place = pd.read_csv(folder / "table.csv"), f"../results/{folder.name}"
             parts += [f"## {title}", facts(table)]
-            parts += [f"[The report]({place}/index.html)."] if (folder / "index.html").exists() else []
             parts += [moved(folder / "text.md")] if (folder / "text.md").exists() else []
             parts += [f"![{name}]({place}/{picture})" for picture in figures(folder)]
             for file in sorted(folder.glob("*.csv")):
