@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -19,8 +18,8 @@ from fedsim.gradients import ClientGradients, require_certain
 from fedsim.keys import SHARED, Keys, torch_seed, uniform
 from fedsim.layout import Layout, norms
 from fedsim.machine.mapped import Space
-from fedsim.machine.normal import BLOCK, normal_, whole
-from fedsim.machine.threads import each, one_thread
+from fedsim.machine.normal import add_normal, normal_
+from fedsim.machine.threads import one_thread
 from fedsim.method import Method
 from fedsim.privacy import CLIP, ExampleDP, MessageDP, Quantile, RandomizedResponse
 from fedsim.privacy.base import Privacy
@@ -225,36 +224,7 @@ class Federation(Traffic):
         # gradients of a round are counted on, so that all of a purpose have streams of their own
         at = round * self.experiment.method.steps * self.experiment.method.gradients + call
         keys, deviation = self.keys.of(f"{purpose}/0", at, ids), deviations.tolist()
-        out = torch.empty_like(rows) if out is None else out
-        d = rows.shape[1]
-        size = max(4, 2**17 // d)  # not by the number of threads: sums would differ
-        pieces = [slice(start, start + size) for start in range(0, len(ids), size)]
-
-        def drawn(part: slice) -> Iterator[Tensor]:
-            own, several = keys[part], max(1, BLOCK // whole(d))
-            z = rows.new_empty(several, whole(d))  # stays in the cache
-            for start in range(0, len(own), several):
-                some = own[start : start + several]
-                yield from self.normal(z[: len(some)], some)[:, :d]
-
-        def total(part: slice) -> Tensor:
-            noise = torch.empty_like(rows[0])
-            for i, (z, by) in enumerate(zip(drawn(part), deviation[part], strict=True)):
-                noise = torch.add(noise, z, alpha=by, out=noise) if i else torch.mul(z, by, out=noise)
-            return noise
-
-        def add(part: slice) -> None:
-            for row, z, by, to in zip(rows[part], drawn(part), deviation[part], out[part], strict=True):
-                torch.add(row, z, alpha=by, out=to)
-
-        if len(rows) < len(ids):
-            noise = torch.zeros_like(rows)
-            for part in each(total, pieces, self.device):
-                noise += part
-            return torch.add(rows, noise, out=out)
-        for _ in each(add, pieces, self.device):
-            pass
-        return out
+        return add_normal(rows, deviation, keys, self.normal, torch.empty_like(rows) if out is None else out)
 
     def normal(self, z: Tensor, keys: NDArray[np.uint64]) -> Tensor:
         """Fill z (k, w), w = whole(w), with standard normal numbers, of k keys; on a device of its own entropy."""

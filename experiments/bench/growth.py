@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from fedsim.batches import Fixed
 from fedsim.experiments.bench.process import CLEAR, MIB, in_fresh_process, proc_bytes
 from fedsim.experiments.bench.rounds import W1, Run
-from fedsim.experiments.report.plots import MUTED, PALETTE, Plot, inked
+from fedsim.experiments.report.canvas import MUTED, PALETTE, Plot, inked
 from fedsim.federation import Federation
 from fedsim.machine import malloc as heap
 from fedsim.machine.files import writing

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from fedsim import strategies as s
 from fedsim.attacks import ALIE, IPM, Adaptive, Mimic, MinMax, MinSum, SignFlip, WorstCase
 from fedsim.check import Invalid
-from fedsim.experiments.report.plots import PALETTE, STYLES, inked
+from fedsim.experiments.report.canvas import PALETTE, STYLES, inked
 from fedsim.strategies.kernels.base import TwoHookRule
 from fedsim.types import Attack, Target, View
 

@@ -27,7 +27,7 @@ from fedsim.types import Dataset
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fedsim.experiments.report.plots import Plot
+    from fedsim.experiments.report.canvas import Plot
 
 TOP, NATURAL = "ByLayer(TopK(share=0.1, coder=NaturalCompression))", "All(coder=NaturalCompression)"
 
@@ -135,7 +135,7 @@ def bits_to_loss(frames: dict[str, list[pd.DataFrame]], target: float) -> pd.Dat
 
 def bits_figure(frames: dict[str, list[pd.DataFrame]]) -> Plot:
     """The test loss, a mean over seeds, over megabits of a client: up, down, both."""
-    from fedsim.experiments.report.plots import Plot, canvas, inked, look
+    from fedsim.experiments.report.canvas import Plot, canvas, inked, look
 
     with inked():
         picture, panels = canvas(1, 3)

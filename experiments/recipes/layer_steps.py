@@ -26,7 +26,7 @@ from fedsim.task import Task
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fedsim.experiments.report.plots import Plot
+    from fedsim.experiments.report.canvas import Plot
 
 MLP64 = Task(data=Digits(), model=MLP((64, 64), "relu"))
 POLARS = {f"{k} steps": f"NewtonSchulz(steps={k})" for k in (1, 2, 3, 5)} | {"exact": "ExactPolar"}
@@ -149,7 +149,7 @@ def noisy_singular_values(
 
 def noise_figure(table: pd.DataFrame) -> Plot:
     """The spectra, means over seeds, and beside them how much of the clean direction is left."""
-    from fedsim.experiments.report.plots import Plot, canvas, inked, look
+    from fedsim.experiments.report.canvas import Plot, canvas, inked, look
 
     with inked():
         picture, (left, right) = canvas(1, 2)

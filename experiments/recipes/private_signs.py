@@ -27,7 +27,7 @@ from fedsim.types import Dataset, single
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fedsim.experiments.report.plots import Plot
+    from fedsim.experiments.report.canvas import Plot
 
 METHODS = {"DP-SGD": "FedSGD(lr=0.05)", "DP-SignSGD": "SignSGD(lr=0.004)"}
 EXPECTED = {"DP-SGD": -2, "DP-SignSGD": -1}
@@ -93,7 +93,7 @@ def slopes(table: pd.DataFrame, over: str = "mu") -> dict[str, float]:
 
 def figure(table: pd.DataFrame) -> Plot:
     """The excess loss over epsilon in log-log, with the slopes that were found."""
-    from fedsim.experiments.report.plots import Plot, canvas, inked, look
+    from fedsim.experiments.report.canvas import Plot, canvas, inked, look
 
     found, accounted = slopes(table), slopes(table, "epsilon")
     with inked():

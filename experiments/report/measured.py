@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from fedsim.experiments.report import plots
-from fedsim.experiments.report.plots import Plot
+from fedsim.experiments.report.canvas import Plot
 from fedsim.experiments.report.results import Results
 from fedsim.experiments.report.sections import Figure, Section, over_rounds
 from fedsim.metrics import TAKEN

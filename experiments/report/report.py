@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 import pandas as pd
 
 from fedsim.experiments.load import expression
-from fedsim.experiments.report import measured, plots, sections
-from fedsim.experiments.report.plots import Plot
+from fedsim.experiments.report import canvas, measured, sections
+from fedsim.experiments.report.canvas import Plot
 from fedsim.experiments.report.results import Results
 from fedsim.experiments.report.sections import Section
 from fedsim.machine.files import write_whole, writing
@@ -39,10 +39,10 @@ SETTINGS = (
 ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 INKS = {
-    plots.INK: "var(--ink)",
-    plots.MUTED: "var(--muted)",
-    plots.RULE: "var(--rule)",
-    plots.PAPER: "var(--card)",
+    canvas.INK: "var(--ink)",
+    canvas.MUTED: "var(--muted)",
+    canvas.RULE: "var(--rule)",
+    canvas.PAPER: "var(--card)",
 }
 
 

@@ -14,7 +14,7 @@ from fedsim.datasets.describe import table
 from fedsim.dealing import deal
 from fedsim.experiments.load import expression
 from fedsim.experiments.report import plots
-from fedsim.experiments.report.plots import Plot
+from fedsim.experiments.report.canvas import Plot
 from fedsim.experiments.report.results import MANY, Results
 from fedsim.keys import Keys
 from fedsim.types import Data, Dataset

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from resuming import resumed_to_the_bit
 from torch import Tensor
 
 from fedsim import engines, runner
@@ -93,16 +94,7 @@ def test_engines_come_to_the_same() -> None:
 
 def test_a_broken_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     wanted = experiment(Portfolio(SOME, choices=3))
-    whole = run(wanted)
-
-    def interrupt(round: int, metrics: dict[str, Any]) -> None:
-        if round == 6:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(wanted, out=tmp_path, progress=interrupt)
-    after = run(wanted, out=tmp_path, resume=True)
-    assert torch.equal(model(after), model(whole))
+    whole, after = resumed_to_the_bit(wanted, tmp_path, after=6)
     assert members(after) == members(whole)
 
 

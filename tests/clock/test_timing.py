@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from resuming import resumed_to_the_bit
 from torch import Tensor
 
 from fedsim import Invalid, run
@@ -165,17 +166,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_stopped_run_goes_on_to_the_bit(variant: str, tmp_path: Path) -> None:
-    e = VARIANTS[variant]
-    whole = run(e)
-
-    def stop(now: int, metrics: dict[str, object]) -> None:
-        if now == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(e, out=tmp_path, progress=stop)
-    rest = run(e, out=tmp_path, resume=True)
-    assert torch.equal(model(whole), model(rest))
+    whole, rest = resumed_to_the_bit(VARIANTS[variant], tmp_path, after=4)
     assert whole.frame["simulated_seconds"].tolist() == rest.frame["simulated_seconds"].tolist()
 
 

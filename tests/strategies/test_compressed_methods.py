@@ -252,7 +252,7 @@ def test_resumes_and_runs_under_attack(attack: SignFlip | ALIE, tmp_path) -> Non
         attack=attack,
         rounds=6,
     )
-    whole = resumed_to_the_bit(e, tmp_path / "a")
+    whole, _ = resumed_to_the_bit(e, tmp_path / "a")
     assert whole.frame["uplink_bits"].iloc[-1] == 6 * Federation(e).uplink_bits(0)
 
 
