@@ -13,7 +13,7 @@ from fedsim.progress import lasting
 
 SLIPS = {
     ("show", "nothing"): ("unknown; fedsim list shows all names", "did you mean"),
-    ("run", "nothing"): ("allowed: baselines, bucketing", "did you mean"),
+    ("run", "nothing"): ("allowed: baselines, batch_budget", "did you mean"),
     ("run", "quikstart"): ("did you mean quickstart?", "allowed"),
     ("run", "quickstart", "--set", "privacy.clip=none"): ("allowed is a number, or", "unknown"),
     ("run", "quickstart", "--set", "attack=IPM(strength=10)"): ("allowed: factor", "needs"),

@@ -239,7 +239,7 @@ FAULTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "nothing": ({"x": X[:0], "y": YES[:0]}, 2, "m at least one"),
     "an input that is not finite": ({"x": np.where(X > 1, np.inf, X), "y": YES}, 2, "all must be finite"),
     "a number that is not finite": ({"x": X, "y": np.where(NUMBERS > 1, np.nan, NUMBERS)}, 0, "all must be finite"),
-    "words": ({"x": X.astype(str), "y": YES}, 2, "not an array of numbers"),
+    "words": ({"x": X.astype(str), "y": YES}, 2, "holds words"),
 }  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def large() -> Experiment:
         privacy=MessageDP(noise=0.1),
         byzantine=8,
         attack=ALIE(),
-        batches=Fixed(32),
+        batches=Fixed(64),
         rounds=2,
     )
 

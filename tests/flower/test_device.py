@@ -160,8 +160,8 @@ def test_a_device_draws_its_own_noise_in_the_right_scale() -> None:
     assert abs(float(noise.std()) / (0.3 * 2 * 0.3) - 1) < 0.02  # multiplier times sensitivity 2 tau
     derived = DeviceFederation(e, terms(2), secret=5, derived=True)
     keys = fed.keys.of("client", 0, np.array([2]))
-    ours, again, address = (each.uniform(keys, 0, 5000) for each in (fed, fed, derived))
-    assert torch.equal(address, Federation(e).uniform(keys, 0, 5000))
+    ours, again, address = (each.uniform(keys, 0, 5000, torch.float32) for each in (fed, fed, derived))
+    assert torch.equal(address, Federation(e).uniform(keys, 0, 5000, torch.float32))
     assert not torch.equal(ours, again)
     assert ours.shape == (1, 5000)
     assert kstest(ours[0].numpy(), "uniform").pvalue > 1e-4
@@ -301,7 +301,7 @@ def test_signs_are_flipped_and_paid_for_on_the_device(tmp_path: Path) -> None:
     assert set(rows.unique().tolist()) == {-1.0, 1.0}
     flipped = (rows != honest).double().mean(0)[honest != 0]
     assert abs(float(flipped.mean()) - p) < 5 * (p * (1 - p) / (400 * len(flipped))) ** 0.5
-    derived = Federation(e).uniform(fed.keys.of("flips", 0, np.array([2])), 0, d)
+    derived = Federation(e).uniform(fed.keys.of("flips", 0, np.array([2])), 0, d, torch.float32)
     assert not torch.equal(
         answer(fed, 2, state, told, 0).message, torch.where(derived[0] < 1 - p, 1, -1) * honest
     )
