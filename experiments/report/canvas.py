@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
+from math import ceil
 from typing import Any
 
 import matplotlib as mpl
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 INK, MUTED, RULE, PAPER = "#1f2329", "#667079", "#d7dde3", "#fdfdfc"  # the page replaces them by its own
 PALETTE = ("#2f7fd1", "#d1495b", "#2a9d6f", "#c98a1b", "#8a63d2", "#3aa6b9", "#b0623a", "#7d8597")
 STYLES = ("-", "--", ":", "-.")
+LEGEND, LINE = 4, 0.165  # lines of a legend that a figure has room for; inches that each further one adds
 WIDTH, HEIGHT = 5.4, 3.3  # inches: letters stay readable where a phone shows it at 360 pixels
 
 
@@ -57,13 +59,16 @@ class Plot:
         text = textwrap.fill(title, 70)
         self.figure.suptitle(text, x=0.02, ha="left", fontsize=9.5, color=INK, gid="title")
         if len(self.lines) > 1:
+            columns = 1 if any(len(label) > 40 for _, label, _ in self.lines) else 2
+            longer = ceil(len(self.lines) / columns) - LEGEND
+            self.figure.set_figheight(self.figure.get_figheight() + LINE * max(0, longer))
             parts = {
                 part.get_gid(): part for axes in self.figure.axes for part in (*axes.lines, *axes.collections)
             }
             legend = self.figure.legend(
                 [parts[line] for line, _, _ in self.lines], [short(label, 60) for _, label, _ in self.lines],
                 loc="outside lower left", fontsize=8, frameon=False, labelcolor=INK,
-                ncols=1 if any(len(label) > 40 for _, label, _ in self.lines) else 2,
+                ncols=columns,
             )  # fmt: skip
             legend.set_gid("legend")
 

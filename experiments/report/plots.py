@@ -14,6 +14,8 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from fedsim.experiments.report.canvas import INK, MUTED, PALETTE, Plot, canvas, inked, look, short
 
+WIDEST = 12  # columns of cells whose numbers can be read
+
 
 def over_rounds(
     name: str,
@@ -139,7 +141,9 @@ def privacy_utility(name: str, lines: list[tuple[str, pd.DataFrame]]) -> Plot:
 
 
 def heat(name: str, table: pd.DataFrame, rows: str, columns: str, label: str) -> Plot:
-    """A value in % for every pair (row, column), printed in its cell."""
+    """A value in % for every pair (row, column), printed in its cell; on its side where it is too wide for that."""
+    if table.shape[1] > max(WIDEST, len(table)):
+        table, rows, columns = table.T, columns, rows
     with inked():
         figure, (axes,) = canvas(height=max(1.6, 0.9 + 0.36 * len(table)))
         values = table.to_numpy(float)
