@@ -30,9 +30,8 @@ from fedsim.standing import noted, to_device
 from fedsim.states import States
 from fedsim.types import Kept, State, View
 
-AT_ONCE = (
-    2**23 - 2**12
-)  # numbers of the messages of one call: memory that is used again, see `fedsim.machine.malloc`
+# numbers of the messages of one call: memory that is used again, see `fedsim.machine.malloc`
+AT_ONCE = 2**23 - 2**12
 ALIKE = 8  # attempts at one model from which on a call of their own, which reads it once, is worth it
 AHEAD = 16  # attempts of a client, at the most, before it is known whether it goes on at its model
 

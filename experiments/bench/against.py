@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ LINKS = {
     "nvflare": Peer(("nvflare==2.9.0",))
 }  # for `fedsim bench devices`: they send messages, and do not train
 CLOCKS = {"flgo": Peer(("flgo==0.4.4",))}  # for `fedsim bench events`: they have a virtual clock
+ALL = ChainMap(PEERS, LINKS, CLOCKS)
 
 
 def known(name: str, among: Mapping[str, Peer] = PEERS) -> Peer:
@@ -58,7 +60,7 @@ def known(name: str, among: Mapping[str, Peer] = PEERS) -> Peer:
 
 def install(name: str, folder: Path) -> None:
     """Make the environment of a peer, folder/name, by pip, with this environment's version of torch."""
-    if not (pins := known(name, PEERS | LINKS | CLOCKS).pins):
+    if not (pins := known(name, ALL).pins):
         return
     place = folder / name
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
@@ -68,11 +70,9 @@ def install(name: str, folder: Path) -> None:
         raise Invalid(f"peer = {name!r}: pip could not install {', '.join(pins)} into {place}")
 
 
-def python(name: str, folder: Path, among: Mapping[str, Peer] | None = None) -> Path:
+def python(name: str, folder: Path, among: Mapping[str, Peer] = ALL) -> Path:
     """The interpreter that runs a peer; raises `Invalid` where its environment has not been made."""
-    path = (
-        _python(folder / name) if known(name, among or PEERS | LINKS | CLOCKS).pins else Path(sys.executable)
-    )
+    path = _python(folder / name) if known(name, among).pins else Path(sys.executable)
     if not path.exists():
         raise Invalid(
             f"against = {name!r}: not installed in {folder}; `fedsim bench peers {name} --into {folder}`"
@@ -125,11 +125,19 @@ def _deviation(fed: Federation) -> float:
 class Process:
     """A peer's script at work; `left_out` says why there is nothing to measure.
 
-    It may take `limit` seconds in all: then it is asked for no more rounds, and `cut` says so.
+    It is told `folder`, `system` and `words`. It may take `limit` seconds in all: then it is asked for no more rounds,
+    and `cut` says so.
     """
 
     def __init__(
-        self, script: Path, interpreter: Path, folder: Path, system: str, limit: float = inf, pins: Pins = ()
+        self,
+        script: Path,
+        interpreter: Path,
+        folder: Path,
+        system: str,
+        limit: float = inf,
+        pins: Pins = (),
+        words: Sequence[str] = (),
     ) -> None:
         self.system, self.folder, self.left_out = system, folder, ""
         self.limit, self.left, self.pins, self.cut = limit, limit, pins, False
@@ -138,7 +146,7 @@ class Process:
         self.log = folder / f"{system}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [interpreter, script, folder, system],
+                [interpreter, script, folder, system, *words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

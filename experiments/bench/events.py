@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from fedsim.course import Course
 from fedsim.datasets.load import Blobs
 from fedsim.datasets.split import IID
 from fedsim.engines import Everyone, vector
-from fedsim.experiments.bench.against import CLOCKS, SCRIPTS, python
+from fedsim.experiments.bench.against import CLOCKS, SCRIPTS, Process, python
 from fedsim.federation import Federation
 from fedsim.machine import malloc as heap
 from fedsim.machine.threads import one_thread
@@ -117,25 +117,21 @@ def _beside(n: int, name: str, interpreter: Path, events: int, turns: int) -> di
     """FedAsync here and there, after a turn that warms up."""
     fed = Federation(_experiment(n, FedAsync(lr=0.01)))
     course, ask = Course.start(fed, fed.client_state()), Everyone(vector.rows)
-    own = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    script = [str(interpreter), str(SCRIPTS / f"{name}_peer.py"), str(n), str(events)]
     spent: dict[str, list[float]] = {"fedsim": [], name: []}
-    peer = Popen(script, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True, env=own)
-    try:
+    with TemporaryDirectory(prefix="fedsim-bench-") as place, ExitStack() as stack:
+        words = (str(n), str(events))
+        peer = Process(SCRIPTS / f"{name}_peer.py", interpreter, Path(place), name, words=words)
+        stack.callback(peer.close)
         for turn in range(turns + 1):
             begun = time.perf_counter()
             _through(course, fed, ask, (turn + 1) * events)
             seconds = time.perf_counter() - begun
-            told = _told(peer)
+            told = peer.turn(1)
             if not told:
-                raise Invalid(f"against = {name!r}: it failed with {n} clients")
+                raise Invalid(f"against = {name!r}: it failed with {n} clients ({peer.left_out})")
             if turn:
                 spent["fedsim"].append(seconds)
-                spent[name].append(float(told))
-    finally:
-        peer.kill()
-        with suppress(BrokenPipeError):
-            peer.communicate()
+                spent[name].append(told[0][0])
     rates = {system: events / min(seconds) for system, seconds in spent.items()}
     return {
         "clients": n,
@@ -149,15 +145,6 @@ def _beside(n: int, name: str, interpreter: Path, events: int, turns: int) -> di
         "threads": 1,
         "cores": os.cpu_count(),
     }
-
-
-def _told(peer: Popen[str]) -> str:
-    """A peer's line about one more turn; "" where it has ended."""
-    assert peer.stdin is not None
-    assert peer.stdout is not None
-    with suppress(BrokenPipeError):
-        print("turn", file=peer.stdin, flush=True)
-    return peer.stdout.readline()
 
 
 def _through(course: Course, fed: Federation, ask: Everyone, arrivals: int) -> None:

@@ -124,9 +124,8 @@ class Device:
                 return
             after = permit.permit(self.terms, order, fed, spent)
             if not self.ledger.exists():
-                spent.save(
-                    self.ledger
-                )  # no memory without a ledger: where there is one, it is known to be lost
+                # no memory without a ledger: where there is one, it is known to be lost
+                spent.save(self.ledger)
             write_whole(self._memory(order), memory.dump())
             after.save(self.ledger)
         self._forget()

@@ -94,9 +94,8 @@ class Device:
                 why, refused = f"the server sent what is no message: {error}", True
             except grpc.RpcError as error:
                 why, refused = f"{error.code().name}: {error.details()}", error.code() in REFUSALS
-            except (
-                Exception
-            ) as error:  # a full disk, no more processes: that may pass, and a link has no other end
+            # a full disk, no more processes: that may pass, and a link has no other end
+            except Exception as error:
                 journal.LOG.exception("error on this device", extra={"fields": {}})
                 why, refused = f"{type(error).__name__} on this device", True
             if self._stopped.is_set():
@@ -191,9 +190,8 @@ class Last:
         for part in reply:
             sum_ = zlib.crc32(part, sum_)
         try:
-            with suppress(
-                FileNotFoundError
-            ):  # started twice, the other one was quicker; the sum tells whose is whole
+            # started twice, the other one may be quicker; the sum tells whose is whole
+            with suppress(FileNotFoundError):
                 write_parts(self._path, [sum_.to_bytes(4, "big"), *reply], durable=False)
             self._id = asked
         except OSError as error:  # the reply goes out all the same: who is asked again asks its app again

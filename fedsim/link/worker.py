@@ -57,8 +57,10 @@ class Worker:
         with self._change:
             self._end()
             if not self._over:  # a process that begins after `close` would have nobody to end it
-                with said_where_not_started():
+                try:
                     self._start()
+                except OSError as error:  # no room for a process: there may be some for the next message
+                    journal.say("worker not started", logging.ERROR, reason=str(error))
         return b"".join(seal({"error": reason}))
 
     @contextmanager
@@ -86,12 +88,3 @@ class Worker:
         self._process.kill()
         self._process.join()
         self._life.close()
-
-
-@contextmanager
-def said_where_not_started() -> Iterator[None]:
-    """A machine without room for another process may have some later: the next message tries again."""
-    try:
-        yield
-    except OSError as error:
-        journal.say("worker not started", logging.ERROR, reason=str(error))

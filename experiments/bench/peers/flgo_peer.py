@@ -1,13 +1,14 @@
 """FLGo's FedAsync on its virtual clock: an MLP of 128 hidden units, one step of a batch of 4, a ladder of latencies.
 
-python flgo_peer.py CLIENTS EVENTS
+python flgo_peer.py FOLDER NAME CLIENTS EVENTS
 
-For each line on standard input, EVENTS messages after the last ones: the answer is a line with their seconds. Clients
-take 1 + rank and |N(0, (rank + 1)^2)| units of time, rounded up, as FLGo's clock steps unit by unit.
+For each line on standard input, EVENTS messages after the last ones: the answer has their seconds, as JSON.
+Clients take 1 + rank and |N(0, (rank + 1)^2)| units of time, rounded up, as FLGo's clock steps unit by unit.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -69,7 +70,8 @@ class Server(fedasync.Server):  # type: ignore[misc]
         self.left -= len(received_packages["__cid"])
         while self.left <= 0:
             if self.began:
-                print(time.perf_counter() - self.began, file=ANSWERS, flush=True)
+                seconds = time.perf_counter() - self.began
+                print(json.dumps({"rounds": [(seconds, 0.0)]}), file=ANSWERS, flush=True)
             if not sys.stdin.readline():
                 os._exit(0)  # whoever asked is gone
             self.left += self.events
@@ -111,4 +113,4 @@ def main(clients: int, events: int) -> None:
 
 if __name__ == "__main__":
     np.random.seed(0)
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[3:]))

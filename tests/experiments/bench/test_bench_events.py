@@ -29,7 +29,7 @@ def test_lazy_and_eager_work_through_the_same_messages(monkeypatch: pytest.Monke
 PEER = """
 import sys
 for line in sys.stdin:
-    print(0.5, flush=True)
+    print('{"rounds": [[0.5, 0]]}', flush=True)
 """
 
 
