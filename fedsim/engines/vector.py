@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from math import ceil, inf, isfinite, log2
 
 import torch
@@ -120,10 +119,15 @@ class Gradient:
 class Share(Clients):
     """As many as work at a time, in groups: the gradient that these ask for first, of all at once."""
 
-    @cached_property
+    _first: Gradient | None = None
+
+    @property
     def first(self) -> Gradient:
-        assert self.batch is not None  # None where a round has several steps: then groups draw theirs
-        return Gradient(self, self.x, self.batch)
+        """Worked out once; `cached_property` of Python 3.11 would let one thread work at a time."""
+        if self._first is None:
+            assert self.batch is not None  # None where a round has several steps: then groups draw theirs
+            self._first = Gradient(self, self.x, self.batch)
+        return self._first
 
 
 class Group(Clients):

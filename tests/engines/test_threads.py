@@ -7,6 +7,7 @@ fedsim's own share is cut by the shape of the work alone.
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,10 @@ from fedsim.federation import Federation
 from fedsim.machine.threads import allowed, each, one_thread
 from fedsim.models import MLP
 from fedsim.privacy import MessageDP
+from fedsim.round import Server
 from fedsim.runner import run
 from fedsim.spec import Experiment
+from fedsim.states import States
 from fedsim.strategies import FedSGD, Mean
 from fedsim.strategies.kernels import columns
 from fedsim.strategies.kernels.base import Stage
@@ -111,6 +114,33 @@ def test_a_large_run_is_the_same_on_any_number_of_threads(mean: bool) -> None:
     assert len(shares[0]) > 1
     assert shares[0] == shares[1] == shares[2]
     assert all(torch.equal(models[0][name], value) for model in models[1:] for name, value in model.items())
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("mean", [False, True])
+def test_two_shares_are_at_work_at_the_same_time(mean: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = large()
+    rule = Mean() if mean else cell.rule
+    fed = Federation(replace(cell, rule=rule, byzantine=0, attack=None, clients=8, privacy=None), "cpu")
+    ids, both = np.arange(8), Barrier(2)
+    fed.batch(0, ids)
+    prepare = fed.gradients.prepare
+
+    def together(*args: Any) -> Any:
+        both.wait(timeout=30)  # breaks where one waits for the other
+        return prepare(*args)
+
+    server = Server.start(fed)
+    told, states = server.told(fed.experiment.method), States.start(fed.client_state(), 8, space=fed.space)
+    vector.rows(fed, states.of(ids), told, 0, ids)  # the route of gradients is chosen
+    monkeypatch.setattr(vector, "_shares", lambda fed, ids, round: [slice(0, 4), slice(4, 8)])
+    monkeypatch.setattr(fed.gradients, "prepare", together)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        vector.rows(fed, states.of(ids), told, 0, ids)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("clients", [5, 40])
