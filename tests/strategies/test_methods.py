@@ -110,8 +110,12 @@ def rounds(experiment: Experiment) -> list[Tensor]:
     return models
 
 
-def test_algorithm_1_line_by_line() -> None:
-    """arXiv:2603.23472, Algorithm 1, with its attack: Byzantine clients send -10 times the mean honest message."""
+@pytest.mark.parametrize("start", ["the paper's zeros", "the authors' code"])
+def test_algorithm_1_line_by_line(start: str) -> None:
+    """arXiv:2603.23472, Algorithm 1, with its attack: Byzantine clients send -10 times the mean honest message.
+
+    The authors' code starts from v = beta gradient and g = beta_hat clip(v): the first step from zeros.
+    """
     fed, e = Federation(BASE), BASE
     assert isinstance(e.method, ByzClip21SGD2M)
     lr, tau, beta, beta_hat, h = 0.5, 0.3, 0.4, 0.7, e.honest
@@ -121,10 +125,15 @@ def test_algorithm_1_line_by_line() -> None:
         omega = fed.noisy(torch.zeros(h, fed.x0.numel()), "message", t, np.arange(h)).double().numpy()
         messages = np.zeros((e.clients, len(x)))
         for i, gradient in enumerate(gradients(fed, x, t)):
-            v[i] = (1 - beta) * v[i] + beta * gradient
-            q = clipped(v[i] - g[i], tau)
+            if t == 0 and start == "the authors' code":
+                v[i] = beta * gradient
+                q = clipped(v[i], tau)
+                g[i] = beta_hat * q
+            else:
+                v[i] = (1 - beta) * v[i] + beta * gradient
+                q = clipped(v[i] - g[i], tau)
+                g[i] = g[i] + beta_hat * q
             messages[i] = q + omega[i]
-            g[i] = g[i] + beta_hat * q
         messages[h:] = -10 * messages[:h].mean(0)
         m = m + beta_hat * messages
         x = x - lr * nnm_median(m, e.byzantine)
