@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fedsim.strategies.kernels.columns import Rows, each_block, gram_of, scratch
+from fedsim.strategies.kernels.columns import Rows, each_block, scratch
 from fedsim.types import Kept
 
 ORIGIN, PREVIOUS = "origin", "previous"
@@ -237,7 +237,7 @@ class Points:
             z = torch.sub(z, middle, out=scratch(z, *z.shape))
             return torch.cat([z @ z[changed], -(middle @ z[changed]).expand(k - n)])
 
-        line = self._sum(work, self.rows.multiplied)
+        line = self._sum(work, self.rows.wide)
         inner[changed], inner[:, changed] = line, line
         kept.new |= kept.old
         return inner.clone()
@@ -306,13 +306,13 @@ class Points:
             if middle is not None:
                 z = z - middle if rows.traced else torch.sub(z, middle, out=scratch(z, *z.shape))
             if not others:
-                return gram_of(z)
+                return z @ z.T
             more = torch.stack([self._vector(i, columns).to(dtype) for i in others])
             more = more if middle is None else more - middle
             across = z @ more.T
-            return torch.cat([torch.cat([gram_of(z), across], 1), torch.cat([across, more @ more.T]).T])
+            return torch.cat([torch.cat([z @ z.T, across], 1), torch.cat([across, more @ more.T]).T])
 
-        inner = symmetric(self._sum(work, self.rows.multiplied))
+        inner = symmetric(self._sum(work, self.rows.wide))
         return inner if others else pad(inner, (0, len(extra), 0, len(extra)))
 
     def _near(self, point: int, dtype: torch.dtype) -> Tensor:

@@ -36,7 +36,8 @@ class Mixed:
         if self.weights is None:
             block = part if self.rows.traced else copied(part, self.rows.short)
         elif self.weights.dim() == 1:
-            block = part * self.weights[:, None]
+            factors = self.weights[:, None]
+            block = part * factors if self.rows.traced else copied(part, self.rows.short).mul_(factors)
         else:
             block = self.weights @ part if self.rows.traced else mixed(self.weights, part, self.rows.short)
         if self.previous is not None:
@@ -54,8 +55,8 @@ class Mixed:
         most, times = Counter(rows).most_common(1)[0]
         return replace(self, weights=weights[rows.index(most)][None]) if times >= count else None
 
-    def vector(self, reduce: Callable[[Tensor, slice], Tensor], width: int | None = None) -> Tensor:
-        """The answers (b,) of `reduce` to all blocks, maybe of some width, and their columns, side by side: (d,)."""
+    def vector(self, reduce: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """The answers (b,) of `reduce` to all blocks and their columns, side by side: (d,)."""
         if self.rows.traced:
             every = slice(0, self.rows.d)
             return reduce(self.block(every), every)
@@ -64,7 +65,7 @@ class Mixed:
         def fill(columns: slice) -> None:
             out[columns] = reduce(self.block(columns), columns)
 
-        for _ in each_block(self.rows, fill, width or self.rows.reduced):
+        for _ in each_block(self.rows, fill, self.rows.reduced):
             pass
         return out
 

@@ -23,7 +23,7 @@ class Noisy(TwoHookRule):
     random = True
 
     def answer(self, mixed: Mixed, f: int) -> Tensor:
-        # these depend on the rows alone, not on threads: so does the noise at a place
+        # by the shape of the rows alone, not by blocks or threads, is the noise at a place
         width, short = mixed.rows.cached, mixed.rows.short
 
         def drawn(block: Tensor, start: int) -> Tensor:
@@ -38,7 +38,7 @@ class Noisy(TwoHookRule):
             noise = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             return self.reduce(noise.mul_(self.noise).add_(block), f)
 
-        return mixed.vector(work, width)
+        return mixed.vector(work)
 
 
 @dataclass(frozen=True)

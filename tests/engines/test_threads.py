@@ -47,7 +47,6 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vector, "ALONE", 2**6)
     monkeypatch.setattr(vector, "CACHED", 2**8)
     monkeypatch.setattr(columns, "CACHED", 20 * 64)
-    monkeypatch.setattr(columns, "LITTLE", 0)
 
 
 class Watch(TorchDispatchMode):

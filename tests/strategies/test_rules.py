@@ -167,7 +167,6 @@ def test_blocks_and_threads_do_not_change_the_answer(claim: Claim, monkeypatch: 
     x = draw("normal", 20, 2, 700, 5).float()
     whole = claim.part(x, 2)
     monkeypatch.setattr(columns, "CACHED", 20 * 64)
-    monkeypatch.setattr(columns, "LITTLE", 0)
     torch.set_num_threads(1)
     one = claim.part(x, 2)
     torch.set_num_threads(3)
@@ -179,7 +178,7 @@ def test_blocks_and_threads_do_not_change_the_answer(claim: Claim, monkeypatch: 
 
 
 @on_threads
-@pytest.mark.parametrize("n", [35, 100])
+@pytest.mark.parametrize(("n", "d"), [(10, 300_000), (32, 70_000), (100, 6221)])
 @pytest.mark.parametrize(
     "rule",
     [
@@ -192,8 +191,9 @@ def test_blocks_and_threads_do_not_change_the_answer(claim: Claim, monkeypatch: 
     ],
     ids=repr,
 )
-def test_wider_blocks_for_more_threads_do_not_change_the_answer(rule: Rule, n: int) -> None:
-    x = torch.randn(n, 2 * columns.SHARED + 77, generator=torch.Generator().manual_seed(n))
+def test_threads_do_not_change_the_answer(rule: Rule, n: int, d: int) -> None:
+    """Of several blocks each, by networks and by sorting."""
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(n))
     torch.set_num_threads(1)
     one = rule(x, n // 5, generator=torch.Generator().manual_seed(0))
     torch.set_num_threads(2)
