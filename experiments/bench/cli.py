@@ -231,6 +231,34 @@ def gradients(
 
 @app.command()
 @guarded
+def layers(
+    model: Annotated[list[str], typer.Option(help="mlp, cnn; repeat, or with commas.")] = ["mlp", "cnn"],
+    rule: Annotated[list[str], typer.Option(help="mean, robust (NNM and trimmed mean).")] = [
+        "mean",
+        "robust",
+    ],
+    batch: Annotated[list[int], typer.Option(min=1, help="Examples of a client; repeat.")] = [32, 128],
+    method: Annotated[list[str], typer.Option(help="Muon, ClientMuon, Scion; repeat, or with commas.")] = [
+        "Muon",
+        "ClientMuon",
+        "Scion",
+    ],
+    clients: Annotated[int, typer.Option(min=2, help="Clients.")] = 25,
+    count: Annotated[int, typer.Option(min=1, help="Rounds to time.")] = 8,
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Milliseconds and flops of a round of Muon and Scion, beside the same gradients without an oracle."""
+    from fedsim.experiments.bench.layers import bench_layers
+
+    lines = bench_layers(
+        _split(model), batch, _split(rule), _split(method), clients=clients, rounds=count, threads=threads
+    )
+    _print(lines, as_json)
+
+
+@app.command()
+@guarded
 def kappa(
     n: Annotated[int, typer.Option(min=3, help="Rows.")] = 20,
     d: Annotated[int, typer.Option(min=1, help="Columns.")] = 30,

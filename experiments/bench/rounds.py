@@ -160,7 +160,11 @@ class Run:
         self.round, self.floor = 0, _floor(fed)
 
     def turn(self, rounds: int) -> list[tuple[float, float]]:
-        return [(self._timed(self._round), self._timed(self.floor)) for _ in range(rounds)]
+        return [(self.seconds(), self._timed(self.floor)) for _ in range(rounds)]
+
+    def seconds(self) -> float:
+        """Of one round, without the floor."""
+        return self._timed(self._round)
 
     def finish(self) -> tuple[dict[str, Any], Tensor]:
         return {"versions": {"fedsim": __version__, "torch": version("torch")}}, self.server.x

@@ -6,23 +6,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from fedsim import engines
 from fedsim.batches import Fixed
 from fedsim.datasets.load import MNIST
 from fedsim.datasets.split import Dirichlet, Natural
 from fedsim.datasets.text import Shakespeare
 from fedsim.experiments.study import Study, axes
-from fedsim.federation import Federation
 from fedsim.metrics import BitsPerToken
 from fedsim.models import CNN, GPT
-from fedsim.round import Server, attempt
 from fedsim.spec import Experiment
-from fedsim.states import States
 from fedsim.strategies import Mean, Scion
-from fedsim.task import Task, evaluate
-from fedsim.types import Dataset
+from fedsim.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,8 +50,8 @@ def layer_bits(reduced: bool = False) -> Study:
     """EF21-Muon on the plays of Shakespeare by characters, a small GPT: loss against bits (arXiv:2510.00643).
 
     8 clients with the speakers dealt among them, windows of 32 characters, batches of 16, one block of width 32; the
-    last four methods are EF21-Muon, Scion is the same without compression. `bits_to_loss` has the bits to a loss, `lag`
-    the losses of the exact model x and of w, which clients hold.
+    last four methods are EF21-Muon, Scion is the same without compression. `bits_to_loss` has the bits to a loss; the
+    report draws the losses of the exact model x and of w, which clients hold.
     """
     base = Experiment(
         task=Task(Shakespeare(window=32), GPT(width=32, layers=1), metrics=(BitsPerToken(),)),
@@ -149,26 +143,3 @@ def bits_figure(frames: dict[str, list[pd.DataFrame]]) -> Plot:
         panels[0].set(ylabel="test loss")
         picture.legend(loc="outside upper left", fontsize=8, frameon=False, ncols=3)
     return Plot("bits", picture)
-
-
-def lag(experiment: Experiment, every: int, dataset: Dataset | None = None) -> pd.DataFrame:
-    """Test losses over rounds of x, which the server keeps, and of what its method sends, such as w of EF21-P."""
-    import pandas as pd
-
-    fed = Federation(experiment, dataset=dataset)
-    ask, server = engines.Everyone(engines.get("vector")), Server.start(fed)
-    states, lines = States.start(fed.client_state(), fed.computing), []
-    for t in range(experiment.rounds):
-        ids = fed.cohort(t)
-        after, messages, answered = ask(fed, states.of(ids), server.told(experiment.method), t, ids)
-        server, _ = attempt(fed, server, messages, answered, ids, t)
-        states = states.after(answered, after)
-        if (t + 1) % every == 0:
-            held = server.state[experiment.method.sends]
-            x, w = (_loss(fed, at) for at in (server.x, held))
-            lines.append({"round": t + 1, "x": x, "w": w})
-    return pd.DataFrame(lines)
-
-
-def _loss(fed: Federation, x: torch.Tensor) -> float:
-    return evaluate(fed.model, fed.loss, x, fed.test)["loss"]

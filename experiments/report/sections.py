@@ -87,8 +87,25 @@ def bits(results: Results) -> Section | None:
         figures.append(
             _over(results, "accuracy", "accuracy-bits", "test accuracy, %", title, plots.over_bits)
         )
+    held = _held(results)
+    if held is not None:
+        title = "Loss of the server's model and of the one that clients hold, against bits"
+        figures.append(_over(held, "loss", "loss-held", "test loss", title, plots.over_bits))
     text = "Each line is the mean over seeds; bits are those of a client so far, counted, headers aside."
     return Section("Against bits", text, figures)
+
+
+def _held(results: Results) -> Results | None:
+    """Runs whose broadcast is not the model that is evaluated, twice: with the loss of x, and of what clients hold."""
+    frames = []
+    for run in results.runs:
+        sent, frame = run.experiment.method.sends, results.frame
+        mine = frame[frame["experiment"] == run.record.fingerprint]
+        if f"{sent}_loss" in mine and not mine[f"{sent}_loss"].equals(mine["loss"].rename(f"{sent}_loss")):
+            frames += [mine.assign(held="x"), mine.assign(held=sent, loss=mine[f"{sent}_loss"])]
+    if not frames:
+        return None
+    return replace(results, frame=pd.concat(frames, ignore_index=True), axes=(*results.axes, "held"))
 
 
 def work(results: Results) -> Section | None:

@@ -43,25 +43,21 @@ class Muon(ServerOptimizer):
         return begun(x)
 
     def turn(self, state: State, g: Tensor, env: Here) -> tuple[State, Tensor]:
-        """Layer by layer, so that Adam works on what it moves alone; its v of matrices stays 0."""
-        sizes, alone = env.layout.sizes, [block.role in self.roles for block in env.layout.blocks]
-        split = zip(alone, *(each.split(sizes, -1) for each in (g, state["m"], state["v"])), strict=True)
-        parts = [self._kept(matrix, new, m, v, state["t"]) for matrix, new, m, v in split]
-        ahead, m, v = (torch.cat(each, -1) for each in zip(*parts, strict=True))
-        ways = self._norms.direction(ahead, env.layout).split(sizes, -1)
-        kinds = zip(alone, ways, ahead.split(sizes, -1), strict=True)
-        u = torch.cat([way if matrix else rest for matrix, way, rest in kinds], -1)
+        """All layers as matrices, and in the others' place then Adam; its v of matrices stays 0."""
+        m = torch.add(g, state["m"], alpha=self.momentum)
+        ahead = torch.add(g, m, alpha=self.momentum) if self.nesterov else m
+        u, v = self._norms.direction(ahead, env.layout), state["v"].clone()
+        start = 0
+        for block in env.layout.blocks:
+            at = slice(start, start + block.size)
+            start += block.size
+            if block.role not in self.roles:
+                kept, way = adam(
+                    {"m": state["m"][..., at], "v": v[..., at], "t": state["t"]},
+                    g[..., at], self.b1, self.b2, self.epsilon,
+                )  # fmt: skip
+                m[..., at], v[..., at], u[..., at] = kept["m"], kept["v"], self.adam * way
         return {"m": m, "v": v, "t": state["t"] + 1}, u
-
-    def _kept(
-        self, matrix: bool, g: Tensor, m: Tensor, v: Tensor, t: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a layer: what its oracle is asked, or else Adam's step; m and v."""
-        if not matrix:
-            kept, way = adam({"m": m, "v": v, "t": t}, g, self.b1, self.b2, self.epsilon)
-            return self.adam * way, kept["m"], kept["v"]
-        new = torch.add(g, m, alpha=self.momentum)
-        return torch.add(g, new, alpha=self.momentum) if self.nesterov else new, new, v
 
     @property
     def _norms(self) -> Norms:

@@ -390,6 +390,24 @@ def test_figures_against_bits_hold_what_was_counted(tmp_path: Path) -> None:
         assert drawn == sorted(tuple(zip(f[names].sum(axis=1), f["loss"], strict=True)) for f in runs)
 
 
+def test_both_models_are_drawn_where_clients_hold_another(tmp_path: Path) -> None:
+    """EF21-P's w lags behind x; where the broadcast is whole they are one, and one line is enough."""
+    base = replace(SMALL, privacy=None, rounds=4, evaluate_every=2)
+    run(replace(base, method=EF21(up=TopK(0.1))), out=tmp_path / "up")
+    run(replace(base, method=EF21(up=TopK(0.2))), out=tmp_path / "more")
+    section = bits(Results.of(tmp_path))
+    assert section is not None
+    assert not [figure for figure in section.figures if "clients hold" in figure.title]
+    record = run(replace(base, method=EF21(up=TopK(0.1), down=TopK(0.1))), out=tmp_path / "both").frame
+    section = bits(Results.of(tmp_path))
+    assert section is not None
+    (figure,) = [figure for figure in section.figures if "clients hold" in figure.title]
+    (plot,) = figure.plots.values()
+    drawn = sorted(tuple(line.get_ydata()) for line in plot.figure.axes[0].get_lines())
+    assert drawn == sorted(tuple(record[name]) for name in ("loss", "w_loss"))
+    assert drawn[0] != drawn[1]
+
+
 def test_figures_against_work_count_backward_passes(tmp_path: Path) -> None:
     """A gradient and a Hessian product a round are two, and three where the Hessian is at another point."""
     base = replace(SMALL, privacy=None, rounds=4, evaluate_every=2)
