@@ -35,7 +35,7 @@ check: linked
 docs: linked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Python, Flower and torch in all versions that are to be had here; writes docs/compatibility.md. About ten minutes a torch.
+# Python, Flower and torch in all versions that are to be had here; writes docs/compatibility.md. Stopped, it goes on.
 matrix: .venv/installed
 	$(BIN)/python tests/matrix.py
 

@@ -17,12 +17,22 @@ def alone(main: Experiment) -> Mapping[str, Experiment]:
     return {}
 
 
+def silent(main: Experiment) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """An experiment, and what to show beside it, by label: made of the experiment as it is after all changes."""
+    """An experiment, and what to show beside it, by label: made of the experiment as it is after all changes.
+
+    before  what is said before the runs, in plain words
+    after   and below their results: what the picture shows, and what to do next
+    """
 
     main: Experiment
     beside: Callable[[Experiment], Mapping[str, Experiment]] = alone
+    before: Callable[[Experiment], str] = silent
+    after: Callable[[Experiment], str] = silent
 
     @property
     def label(self) -> str:

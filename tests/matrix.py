@@ -1,14 +1,18 @@
-"""Python, Flower and torch in the versions that are to be had here: `python tests/matrix.py [--whole]`.
+"""Python, Flower and torch in the versions that are to be had here: `python tests/matrix.py [--whole] [--again]`.
 
 Each Python gets an environment of its own for each torch, and in it one Flower after another: what users of Flower
 need (RobustStrategy, Adversary, the grid, all methods on it) and the rules are tested there, with --whole everything.
 CPU builds of torch alone are taken (a CUDA build is gigabytes), from wherever pip looks. What was run, and what was not
-and why, is written into docs/compatibility.md. The exit code is 1 where a test failed.
+and why, is written into docs/compatibility.md after each cell. The same command again goes on where one was stopped,
+and tries again what was not run; --again begins anew. One cell at a time, in one process that gives way to others.
+The exit code is 1 where a test failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import platform
 import re
 import shutil
@@ -17,7 +21,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -25,6 +29,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
 PLACE = ROOT / "build" / "matrix"
+DONE = ROOT / "build" / "matrix.jsonl"  # cells that were run, a line each
 NEWEST = "newest"
 PYTHONS = ("3.11", "3.12", "3.13")
 FLOWERS = ("oldest", "1.39.0", NEWEST)
@@ -142,8 +147,8 @@ def tested(binary: Path, flower: str, tests: list[str]) -> str:
     return lines[-1] if lines else f"error: exit code {done.returncode}"
 
 
-def cells(tests: list[str]) -> Iterator[Cell]:
-    """All rows, in order."""
+def cells(tests: list[str], done: dict[tuple[str, str, str], Cell]) -> Iterator[Cell]:
+    """All rows, in order; those that are done as they were."""
     last = {name: newest(name) for name in ("flwr", "torch")}
     flowers = {name: {"oldest": oldest("flwr"), NEWEST: last["flwr"]}.get(name, name) for name in FLOWERS}
     torches = {name: last["torch"] if name == NEWEST else name for name in TORCHES}
@@ -156,12 +161,15 @@ def cells(tests: list[str]) -> Iterator[Cell]:
                     why = f"no Python {python} here"
                 elif torch is None or flower is None:
                     why = "no index to ask for the newest"
-                else:
-                    why = no_build(python, torch) if binary is None else ""
                 shown = [
                     f"{version} ({name})" if version != name else name
                     for name, version in ((flower_name, flower), (torch_name, torch))
                 ]
+                if (python, *shown) in done:
+                    yield done[python, shown[0], shown[1]]
+                    continue
+                if not why and torch is not None and binary is None:
+                    why = no_build(python, torch)
                 if why or torch is None or flower is None:
                     yield Cell(python, *shown, f"not run: {why}")
                     continue
@@ -175,16 +183,38 @@ def write(rows: list[Cell]) -> None:
     PAGE.write_text("\n".join([before + HEADER[0], HEADER[1], *(row.line() for row in rows), ""]))
 
 
+def kept(path: Path, tests: list[str]) -> dict[tuple[str, str, str], Cell]:
+    """Cells that an earlier command ran of the same tests and commit; none where nothing was begun."""
+    if not path.exists():
+        return {}
+    head, *lines = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [Cell(**line) for line in lines] if head == _head(tests) else []
+    return {(row.python, row.flower, row.torch): row for row in rows}
+
+
+def _head(tests: list[str]) -> dict[str, object]:
+    return {"commit": output("git", "rev-parse", "HEAD"), "tests": tests}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--whole", action="store_true", help="all tests")
-    tests = ["tests"] if parser.parse_args().whole else TESTS
+    parser.add_argument("--again", action="store_true", help="begin anew")
+    options = parser.parse_args()
+    tests = ["tests"] if options.whole else TESTS
+    os.nice(19 - os.nice(0))
     print(f"{platform.platform(terse=True)}, Python {platform.python_version()}", flush=True)
+    done = {} if options.again else kept(DONE, tests)
+    DONE.parent.mkdir(exist_ok=True)
+    DONE.write_text("".join(f"{json.dumps(line)}\n" for line in (_head(tests), *map(asdict, done.values()))))
     rows = []
-    for row in cells(["-n", "2", "--dist", "loadfile", *tests]):
+    for row in cells(["-p", "no:xdist", *tests], done):
         rows.append(row)
+        write(rows)
         print(time.strftime("%H:%M"), row.line(), flush=True)
-    write(rows)
+        if not row.result.startswith("not run") and (row.python, row.flower, row.torch) not in done:
+            with DONE.open("a") as file:
+                file.write(f"{json.dumps(asdict(row))}\n")
     shutil.rmtree(PLACE, ignore_errors=True)
     return int(any(row.failed for row in rows))
 

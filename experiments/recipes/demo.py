@@ -9,7 +9,7 @@ from fedsim.attacks import ALIE, IPM
 from fedsim.batches import Fixed
 from fedsim.datasets.load import MNIST, Digits
 from fedsim.datasets.split import IID, Dirichlet
-from fedsim.experiments.comparison import Comparison
+from fedsim.experiments.comparison import Comparison, spoken
 from fedsim.models import MLP, Logistic
 from fedsim.privacy import ExampleDP
 from fedsim.schedule import InverseTime
@@ -47,7 +47,7 @@ def quickstart() -> Comparison:
         rounds=50,
         evaluate_every=5,
     )
-    return Comparison(main, without)
+    return Comparison(main, without, introduced, explained)
 
 
 def without(main: Experiment) -> dict[str, Experiment]:
@@ -58,6 +58,40 @@ def without(main: Experiment) -> dict[str, Experiment]:
     if main.attack:
         beside["without the attack"] = replace(main, attack=None, byzantine=0, clients=main.honest)
     return beside
+
+
+def introduced(main: Experiment) -> str:
+    """The federation, who attacks it, what defends it, and what its privacy is worth: a line each."""
+    lines = [
+        f"{main.honest} clients train a model together for {main.rounds} rounds; examples stay with them."
+    ]
+    if main.attack:
+        lines.append(
+            f"{main.byzantine} more are Byzantine: they know what the others send, and answer with {main.attack}."
+        )
+        lines.append(
+            f"The server's defence is {spoken(main.rule)}, in place of the mean, which one liar can move."
+        )
+    match main.privacy:
+        case ExampleDP(epsilon=float() as epsilon, delta=float() as delta):
+            lines.append(
+                f"Noise hides single examples. epsilon = {epsilon:g}: all messages together raise the odds of a guess "
+                f"at an example by a factor of e^{epsilon:g} at most, but for a chance of {delta:g}. "
+                "An epsilon of 1 is strong."
+            )
+    return "\n".join(lines)
+
+
+def explained(main: Experiment) -> str:
+    """How to read the picture, and three commands to go on with."""
+    return (
+        "The picture has the accuracy on test examples over rounds, of this run and of those beside it, and the "
+        "epsilon spent so far.\n"
+        "Next: another attack, no privacy, all rules by name.\n"
+        "  fedsim run quickstart --set attack=ALIE\n"
+        "  fedsim run quickstart --set privacy=none\n"
+        "  fedsim list rules"
+    )
 
 
 def mnist_robust() -> Experiment:

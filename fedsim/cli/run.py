@@ -55,6 +55,8 @@ def run_command(
     chosen = comparison.experiments()
     if alone:
         chosen = {comparison.label: comparison.main}
+    if not quiet and not alone and (words := comparison.before(comparison.main)):
+        typer.echo(f"{words}\n")
     name = Path(what.replace(":", "-")).stem
     width = max(map(len, chosen))
     results: dict[str, Result] = {}
@@ -80,11 +82,13 @@ def run_command(
     main = results[comparison.label]
     picture = Path(main.summary["out"]) / "picture.png"
     seeded = ["--seed", str(seed)] if seed is not None else []
-    words = ["fedsim", "run", what, *(word for text in changes for word in ("--set", text)), *seeded]
-    figures.curves(results, picture, title=textwrap.fill(shlex.join(words), 80))
+    command = ["fedsim", "run", what, *(word for text in changes for word in ("--set", text)), *seeded]
+    figures.curves(results, picture, title=textwrap.fill(shlex.join(command), 80))
     summary = main.summary | {"picture": str(picture)}
     if not quiet:
         _print(results, summary)
+        if not alone and (said := comparison.after(comparison.main)):
+            typer.echo(said)
     return summary
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -154,6 +156,23 @@ def test_a_missing_data_folder(fedsim: Command, tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "FEDSIM_DATA" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_demo_says_what_it_does_and_what_next(fedsim: Command, tmp_path: Path) -> None:
+    """Of the experiment that runs, changes counted in; the commands that it suggests are there."""
+    changes = ("--set", "rounds=2", "--set", "byzantine=2", "--out", str(tmp_path))
+    said = fedsim("run", "quickstart", *changes).stdout
+    assert "23 clients train a model together for 2 rounds" in said
+    assert "2 more are Byzantine" in said
+    assert "a factor of e^8 at most, but for a chance of 0.0001" in said
+    assert "The picture has the accuracy" in said
+    suggested = re.findall(r"^  fedsim (.+)$", said, re.MULTILINE)
+    assert len(suggested) == 3
+    for command in suggested:
+        more = changes[:2] + changes[4:] if command.startswith("run") else ()
+        assert fedsim(*shlex.split(command), *more).exit_code == 0
+    assert "Noise hides" not in fedsim("run", "quickstart", "--set", "privacy=none", *changes).stdout
+    assert "train a model together" not in fedsim("run", "quickstart", "--alone", *changes).stdout
 
 
 def test_bench_prints_a_line_for_each_measurement(fedsim: Command) -> None:
