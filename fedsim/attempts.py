@@ -19,7 +19,6 @@ from fedsim.clock import Load, Timing
 from fedsim.federation import Federation
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.plan import histories
-from fedsim.timing import load_of
 from fedsim.types import State
 
 Ints = NDArray[np.int64]
@@ -69,7 +68,7 @@ class Attempts:
         return cls(
             fed,
             clock,
-            load_of(fed, 0),
+            fed.load(0),
             attempt=whole - 1,
             version=whole.copy(),
             time=real,

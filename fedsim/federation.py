@@ -133,10 +133,11 @@ class Federation(Traffic):
             return np.arange(n)
         return np.sort(self.keys.numpy("cohort", round).choice(n, k, replace=False))
 
-    def load(self, up: int, down: int | None) -> Load:
+    def load(self, round: int) -> Load:
         """An attempt of a client, by backward passes and by the bits of its message and of the model."""
         method = self.experiment.method
-        return Load(method.backprops, up, down, method.backprops // method.steps)
+        bits = self.uplink_bits(round), self.downlink_bits
+        return Load(method.backprops, *bits, method.backprops // method.steps)
 
     def batch(self, round: Round, ids: Ids) -> Batch:
         """The batches of clients `ids`, (k, b, ...) or (k, steps, b, ...), poisoned where an attack does so."""
@@ -146,7 +147,8 @@ class Federation(Traffic):
         weights = torch.from_numpy(weight).to(self.device)
         clock = experiment.clock
         if steps > 1 and isinstance(clock, Clock) and clock.work is not None:
-            done = torch.from_numpy(clock.done(self.keys, ids, round, self.load(0, 0), experiment.honest))
+            work = self.load(0)  # as much in every round; bits take none of it
+            done = torch.from_numpy(clock.done(self.keys, ids, round, work, experiment.honest))
             idle = torch.arange(steps) >= done[:, None]
             weights = (
                 weights.unflatten(1, (steps, -1)).masked_fill(idle.to(self.device)[:, :, None], 0).flatten(1)

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.clock import Load
 from fedsim.federation import Federation, Ids
 from fedsim.round import Messages
 from fedsim.types import State
@@ -49,7 +48,7 @@ class RoundTimes:
         keys, clock, busy = fed.keys, fed.experiment.clock, set(late.ids.tolist())
         if clock is None:
             return None
-        load = load_of(fed, round)
+        load = fed.load(round)
         free = [client for client in fed.cohort(round).tolist() if client not in busy]
         away = {client: clock.absence(keys, client, begun, begun)[1] for client in free}
         asked = [client for client in free if not begun < away[client] < np.inf]
@@ -123,8 +122,3 @@ def in_time(
     whole = late.joined(sent)
     arrived = whole.arrived <= times.ends
     return whole.part(arrived), whole.part(~arrived)
-
-
-def load_of(fed: Federation, round: int) -> Load:
-    """What an attempt of a client of this experiment is made of."""
-    return fed.load(fed.uplink_bits(round), fed.downlink_bits)

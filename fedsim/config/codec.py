@@ -121,47 +121,88 @@ def _expression(node: ast.expr, field: str) -> Any:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What a type hint admits: components, lists of `item`, None, numbers with a point."""
+
+    bases: tuple[type, ...]
+    item: Any  # the hint of what a list holds; None where there is no list
+    only_lists: bool
+    none: bool
+    float: bool
+
+    @classmethod
+    def of(cls, hint: Any) -> _Kind:
+        options = list(_options(hint))
+        items = [get_args(o)[0] for o in options if get_origin(o) is tuple]
+        return cls(
+            bases=tuple(o for o in options if isinstance(o, type) and issubclass(o, Component)),
+            item=items[0] if items else None,
+            only_lists=len(items) == len(options),
+            none=types.NoneType in options,
+            float=float in options,
+        )
+
+
 def _value(hint: Any, raw: Any, field: str, own: Allowed) -> Any:
     """A raw value as what a type hint asks for; the bounds themselves are checked by the component that takes it."""
     if isinstance(raw, str) and own is not True and raw != "none" and _of_a_file(hint):
         raise Invalid(
             f"{field} = {raw!r}: names a file of this machine, which what came over a network may not"
         )
-    options = list(_options(hint))
-    bases = tuple(o for o in options if isinstance(o, type) and issubclass(o, Component))
-    inner = [get_args(o)[0] for o in options if get_origin(o) is tuple]
-    if len(inner) == len(options) and not isinstance(raw, list | tuple):
-        raw = [raw]  # one word where a list is meant
-    if isinstance(raw, str):
-        raw = _Call(raw, [], {}) if raw.isidentifier() else raw
-        if isinstance(raw, str) and bases:
-            if (tree := _own_tree(raw)) is None:
-                raise Invalid(f"{field} = {raw!r}: allowed are names such as {_example(bases)}")
-            raw = _expression(tree, field)
-    if isinstance(raw, _Call):
-        return _named(raw, options, bases, field, own)
-    if isinstance(raw, Mapping):
-        if not bases:
-            raise Invalid(f"{field} = {dict(raw)!r}: must be a plain value")
-        cls = bases[0] if "name" not in raw else find(str(raw["name"]), field, bases, own)
-        return decode(cls, raw, field, own)
-    if isinstance(raw, list | tuple):
-        return tuple(_value(inner[0], item, field, own) if inner else item for item in raw)
-    return raw
+    kind = _Kind.of(hint)
+    match _parsed(raw, kind, field):
+        case _Call() as call:
+            return _named(call, kind, field, own)
+        case Mapping() as table:
+            return _from_table(table, kind, field, own)
+        case list() | tuple() as parts:
+            return tuple(parts if kind.item is None else (_value(kind.item, p, field, own) for p in parts))
+        case plain:
+            return plain
 
 
-def _named(call: _Call, options: list[Any], bases: tuple[type, ...], field: str, own: Allowed) -> Any:
+def _parsed(raw: Any, kind: _Kind, field: str) -> Any:
+    """A raw value by its form: a call (of words too), a table, a list, or what is plain."""
+    if kind.only_lists and not isinstance(raw, list | tuple):
+        return [raw]  # one word where a list is meant
+    if not isinstance(raw, str):
+        return raw
+    if raw.isidentifier():
+        return _Call(raw, [], {})
+    if not kind.bases:
+        return raw
+    if (tree := _own_tree(raw)) is None:
+        raise Invalid(f"{field} = {raw!r}: allowed are names such as {_example(kind.bases)}")
+    return _expression(tree, field)
+
+
+def _from_table(table: Mapping[str, Any], kind: _Kind, field: str, own: Allowed) -> Any:
+    """The component that a table describes; without a name, the one that the field's type is."""
+    if not kind.bases:
+        raise Invalid(f"{field} = {dict(table)!r}: must be a plain value")
+    cls = kind.bases[0] if "name" not in table else find(str(table["name"]), field, kind.bases, own)
+    return decode(cls, table, field, own)
+
+
+def _named(call: _Call, kind: _Kind, field: str, own: Allowed) -> Any:
     """A bare word or a call: None, inf, a component, or just text."""
-    if call.name.lower() == "none" and types.NoneType in options:
+    bases, word = kind.bases, call.name.lower()
+    if word == "none" and kind.none:
         return None
-    if call.name in ("inf", "nan") and float in options:
+    if call.name in ("inf", "nan") and kind.float:
         return float(call.name)
     if not bases:
         return call.name
-    if call.name.lower() == "none" or (float in options and not _is_known(call.name, bases, own)):
-        number = "a number, or " if float in options else ""
-        instead = "; a field that cannot be left out is no switch" if call.name.lower() == "none" else ""
+    if word == "none" or (kind.float and not _is_known(call.name, bases, own)):
+        number = "a number, or " if kind.float else ""
+        instead = "; a field that cannot be left out is no switch" if word == "none" else ""
         raise Invalid(f"{field} = {call.name!r}: allowed is {number}{', '.join(fitting(bases))}{instead}")
+    return _called(call, bases, field, own)
+
+
+def _called(call: _Call, bases: tuple[type, ...], field: str, own: Allowed) -> Component:
+    """The component that a call makes, from values by place and by name."""
     cls = find(call.name, field, bases, own)
     hints = get_type_hints(cls, include_extras=True)
     parameters = list(inspect.signature(cls).parameters.values())
@@ -173,7 +214,7 @@ def _named(call: _Call, options: list[Any], bases: tuple[type, ...], field: str,
                 f"{field} = {call.name}(...): takes {len(parameters)} values, {len(call.args)} given"
             )
         if slot.kind is slot.VAR_POSITIONAL:
-            item = get_args(next(o for o in _options(hints[slot.name]) if get_origin(o) is tuple))[0]
+            item = _Kind.of(hints[slot.name]).item
             fields[slot.name] = (*fields.get(slot.name, ()), _value(item, raw, field, own))
         else:
             fields[slot.name] = _value(hints[slot.name], raw, f"{field}.{slot.name}", own)
