@@ -220,9 +220,29 @@ def shuffled(position: Ints, size: Ints, order: Words) -> Ints:
     a = np.maximum(_SIDE, -(-size // b))
     spread = [np.broadcast_to(v, shape).reshape(-1).astype(np.uint64) for v in (size, a, b, order)]
     x = _feistel(position.reshape(-1).astype(np.uint64), *spread[1:])
+    _walk_small(x, spread[0], spread[3])
     while len(outside := np.flatnonzero(x >= spread[0])):
         x[outside] = _feistel(x[outside], *(v[outside] for v in spread[1:]))
     return x.astype(np.int64).reshape(shape)
+
+
+def _walk_small(x: Words, size: Words, key: Words) -> None:
+    """The walk, in place, in ranges of at most half of the smallest network, where it is long.
+
+    Each network is worked out whole, once. It is what a client with few examples needs who is asked alone, as in
+    asynchronous runs: `fedsim bench events`.
+    """
+    walking = np.flatnonzero((x >= size) & (size <= np.uint64(_SIDE**2 // 2)))
+    if not len(walking):
+        return
+    keys, network = np.unique(key[walking], return_inverse=True)
+    whole, side = np.arange(_SIDE**2, dtype=np.uint64), np.full((1, 1), _SIDE, np.uint64)
+    images = _feistel(np.broadcast_to(whole, (len(keys), len(whole))), side, side, keys[:, None])
+    while len(walking):
+        moved = images[network, x[walking]]
+        x[walking] = moved
+        outside = moved >= size[walking]
+        walking, network = walking[outside], network[outside]
 
 
 def _feistel(x: Words, a: Words, b: Words, key: Words) -> Words:

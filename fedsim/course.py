@@ -295,13 +295,7 @@ class Course:
         server, experiment = self.server, fed.experiment
         if due is None:
             return Server(state, server.previous, server.memory), None
-        rows, ids = due.rows, due.ids
-        place = ids if len(rows) > len(ids) else torch.arange(len(ids), device=ids.device)
-        order = ids.argsort(stable=True)
-        ids, place = ids[order], place[order]
-        if len(rows) > len(ids) or bool((place[1:] < place[:-1]).any()):
-            out = fed.space.empty(rows, len(ids), rows.shape[1])
-            rows = torch.index_select(rows, 0, place, out=out)
+        rows, ids = _in_order(fed, due)
         generator = Generator(fed.device).manual_seed(fed.rule_seed(self.round))
         aggregate = self._answer(fed, rows, ids, due, generator)
         require(fed.rule, aggregate, tuple(rows.shape[1:]), rows)
@@ -367,6 +361,17 @@ def _stacked(models: list[Tensor]) -> Tensor:
     if all(model is first for model in models):
         return first.expand(len(models), -1)
     return torch.stack(models)
+
+
+def _in_order(fed: Federation, due: Due) -> tuple[Tensor, Tensor]:
+    """The rows that are due, and the clients whose they are, in order of these."""
+    rows, ids = due.rows, due.ids
+    if len(rows) == len(ids) and (len(ids) == 1 or bool((ids[1:] >= ids[:-1]).all())):
+        return rows, ids
+    order = ids.argsort(stable=True)
+    place = ids[order] if len(rows) > len(ids) else order
+    out = fed.space.empty(rows, len(ids), rows.shape[1])
+    return torch.index_select(rows, 0, place, out=out), ids[order]
 
 
 def _method(fed: Federation) -> Asynchronous:

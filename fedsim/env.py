@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.asynchronous import Asynchronous
@@ -25,7 +26,12 @@ class Draws:
     """Numbers in [0, 1) of some clients in a round, (k, count): each call goes on where the last one ended."""
 
     def __init__(self, fed: Federation, purpose: str, round: Round, ids: Ids) -> None:
-        self.fed, self.keys, self.at = fed, fed.keys.of(purpose, round, ids), 0
+        self.fed, self.purpose, self.round, self.ids, self.at = fed, purpose, round, ids, 0
+
+    @cached_property
+    def keys(self) -> NDArray[np.uint64]:
+        """Of the clients, once somebody draws."""
+        return self.fed.keys.of(self.purpose, self.round, self.ids)
 
     def own(self, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Of their own: on a device from its entropy."""

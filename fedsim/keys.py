@@ -6,6 +6,7 @@ So a result does not depend on the engine, on the order of work or on a restart,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -34,8 +35,7 @@ class Keys:
         torch seeds its CPU generator with the low 32 bits alone, so these are a bijection of (round, client): within
         2^32 addresses of a purpose no two streams are the same. The high bits carry 32 more for other generators.
         """
-        salt = blake2b(f"{self.seed}/{purpose}".encode(), digest_size=16).digest()
-        low, high = (int.from_bytes(part, "little") for part in (salt[:8], salt[8:]))
+        low, high = _salt(self.seed, purpose)
         place = np.atleast_1d(np.asarray(ids, U64) + np.asarray(round * self.clients, U64))
         bits = _mix32((place + U64(low & 0xFFFFFFFF)).astype(U32)).astype(U64)
         return (_mix64(place + U64(high)) << U64(32)) | bits
@@ -113,6 +113,13 @@ def _fill(out: Tensor, stream: NDArray[np.uint64], first: int) -> None:
 def _signed(word: int) -> int:
     """A 64-bit word as torch's integers have it."""
     return word - 2**64 if word >= 2**63 else word
+
+
+@lru_cache(maxsize=2**10)
+def _salt(seed: int, purpose: str) -> tuple[int, int]:
+    """Two words that name a seed and a purpose."""
+    salt = blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest()
+    return int.from_bytes(salt[:8], "little"), int.from_bytes(salt[8:], "little")
 
 
 def torch_seed(key: np.uint64) -> int:

@@ -1,6 +1,7 @@
 """Who draws which examples: the same alone and together, uniform, whole epochs, Poisson quantiles."""
 
 from itertools import combinations
+from math import ceil, sqrt
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, chisquare
 
 from fedsim.accounting import Release
-from fedsim.batches import Batches, Epochs, Fixed, Full, Poisson, binomial
+from fedsim.batches import Batches, Epochs, Fixed, Full, Poisson, binomial, shuffled
 from fedsim.check import Invalid
 from fedsim.keys import Keys
 
@@ -119,6 +120,33 @@ def test_epochs_are_shuffled_differently():
     first, second = (real(Epochs(10), keys, r, {0: 10}, 1)[0][0] for r in (0, 1))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
+
+
+def test_small_ranges_are_shuffled_by_the_walk_of_one_position_at_a_time():
+    """On networks that are worked out whole, beside the definition in integers of Python."""
+    size = np.arange(1, 70)[:, None]
+    order = Keys(5, 100).of("walk", 0, np.arange(len(size)))[:, None]
+    position = np.arange(4)[None] % size
+    got = shuffled(position, size, order)
+    assert got.tolist() == [
+        [_walked(int(x), int(m), int(key)) for x in row]
+        for row, (m,), (key,) in zip(position, size, order, strict=True)
+    ]
+
+
+def _walked(x: int, size: int, key: int) -> int:
+    b = max(8, ceil(sqrt(size)))
+    a = max(8, ceil(size / b))
+    while True:
+        left, right, a_now, b_now = *divmod(x, b), a, b
+        for odd in range(1, 17, 2):
+            bits = (right + key) * (0x9E3779B97F4A7C15 * odd) % 2**64
+            bits = (bits ^ bits >> 32) * 0xBF58476D1CE4E5B9 % 2**64
+            left, right = right, (left + ((bits >> 32) * a_now >> 32)) % a_now
+            a_now, b_now = b_now, a_now
+        x = left * b_now + right
+        if x < size:
+            return x
 
 
 @given(st.integers(0, 2**53 - 1), st.integers(1, 5000), st.floats(1e-4, 1 - 1e-4))

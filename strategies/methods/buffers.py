@@ -36,7 +36,7 @@ class AsyncSGD(Clipped, Buffered):
         return state, self.put(state, row, client)
 
     def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
-        return {**state, "x": state["x"] - rate(self.lr, env.round) * aggregate}
+        return {**state, "x": aggregate.mul(-rate(self.lr, env.round)).add_(state["x"])}
 
 
 @dataclass(frozen=True)

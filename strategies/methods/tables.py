@@ -37,7 +37,7 @@ class Table(Clipped, Asynchronous):
         return int((count > 0).sum()) >= len(count) - self.missing
 
     def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
-        return {**state, "x": state["x"] - rate(self.lr, env.round) * aggregate}
+        return {**state, "x": aggregate.mul(-rate(self.lr, env.round)).add_(state["x"])}
 
 
 def add(mean: Tensor, count: Tensor, client: int, row: Tensor) -> None:
