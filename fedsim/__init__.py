@@ -16,6 +16,10 @@ if (_root / "strategies" / "__init__.py").is_file() and not (_root / "fedsim" / 
 # threads wait for their cores meanwhile, and on a busy machine everybody does.
 _os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # half a millisecond of a core's own
 
+# The last bits of a product by Intel's library depend on where its rows lie in memory, unless that is forbidden before
+# its first product.
+_os.environ.setdefault("MKL_CBWR", "AUTO")
+
 if TYPE_CHECKING:
     from fedsim.callbacks import Callback as Callback
     from fedsim.callbacks import EarlyStopping as EarlyStopping

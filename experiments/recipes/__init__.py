@@ -22,6 +22,7 @@ from fedsim.experiments.recipes.mixing import fixing_by_mixing
 from fedsim.experiments.recipes.monna import monna
 from fedsim.experiments.recipes.private_signs import private_signs
 from fedsim.experiments.recipes.private_utility import private_utility
+from fedsim.experiments.recipes.replays import replays
 from fedsim.experiments.recipes.ringleader import ringleader
 from fedsim.experiments.recipes.sign_votes import sign_votes
 from fedsim.experiments.recipes.speeds import speeds
@@ -54,6 +55,7 @@ __all__ = [
     "private_signs",
     "private_utility",
     "quickstart",
+    "replays",
     "ringleader",
     "sign_votes",
     "speeds",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class Table(Clipped, Asynchronous):
         return n - self.missing
 
     def server_init(self, x: Tensor, n: int) -> State:
-        return {"x": x, "mean": x.new_zeros(n, x.numel()), "count": x.new_zeros(n)}
+        return {"x": x, "mean": blank(x, n), "count": x.new_zeros(n)}
 
     def enough(self, count: Tensor) -> bool:
         """Whether all clients but the `missing` ones are in."""
@@ -38,6 +39,13 @@ class Table(Clipped, Asynchronous):
 
     def step(self, state: State, aggregate: Tensor, env: ServerEnv) -> State:
         return {**state, "x": aggregate.mul(-rate(self.lr, env.round)).add_(state["x"])}
+
+
+def blank(x: Tensor, n: int) -> Tensor:
+    """Zeros (n, d). On a CPU they take no memory before somebody writes there: a large table moves to a file first."""
+    if x.device.type != "cpu":
+        return x.new_zeros(n, x.numel())
+    return torch.from_numpy(np.zeros(n * x.nbytes, np.uint8)).view(x.dtype).view(n, -1)
 
 
 def add(mean: Tensor, count: Tensor, client: int, row: Tensor) -> None:
@@ -63,7 +71,7 @@ class Ringleader(Table):
         state = super().server_init(x, n)
         return {
             **state,
-            "next mean": torch.zeros_like(state["mean"]),
+            "next mean": blank(x, n),
             "next count": x.new_zeros(n),
             "pending": torch.zeros(n, dtype=torch.bool),  # in phase 2: who has not the new model
             "behind": torch.zeros(n, dtype=torch.bool),  # whom the last round did not wait for
