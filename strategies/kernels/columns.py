@@ -107,10 +107,19 @@ def each_block(rows: Rows, work: Callable[[slice], T], width: int | None = None)
         yield work(slice(0, rows.d))
         return
     blocks = [slice(start, min(start + width, rows.d)) for start in range(0, rows.d, width)]
-    if allowed() == 1:
+    threads = allowed()
+    if threads == 1:
         yield from map(work, ahead(rows.data, blocks))
-    else:
-        yield from each(work, list(ahead(rows.data, blocks)), rows.data.device.type)
+        return
+    # by shares: each thread reads ahead in its own, and not a whole file is asked for before the first block
+    size = -(-len(blocks) // (4 * threads))
+    shares = [blocks[first : first + size] for first in range(0, len(blocks), size)]
+
+    def done(share: list[slice]) -> list[T]:
+        return [work(block) for block in ahead(rows.data, share)]
+
+    for results in each(done, shares, rows.data.device.type):
+        yield from results
 
 
 class _Memory(threading.local):
